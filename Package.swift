@@ -1,0 +1,114 @@
+// swift-tools-version:6.2
+// SPDX-License-Identifier: Apache-2.0
+
+import PackageDescription
+
+// PURE=1 leaves out everything that needs SwiftNIO or PostgreSQL, so that the protocol modules and their
+// tests build in seconds: `PURE=1 swift test --filter MeshTests`.
+let pureOnly = Context.environment["PURE"] == "1"
+
+let base: [SwiftSetting] = [
+    .enableUpcomingFeature("ExistentialAny"), .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"), .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
+    .enableUpcomingFeature("InferIsolatedConformances"), .treatAllWarnings(as: .error),
+]
+let pure =
+    base + [
+        .strictMemorySafety(), .enableExperimentalFeature("Lifetimes"),
+        .treatWarning("StrictMemorySafety", as: .warning),
+    ]
+
+let crypto: Target.Dependency = .product(name: "Crypto", package: "swift-crypto")
+let protobuf: Target.Dependency = .product(name: "SwiftProtobuf", package: "swift-protobuf")
+let log: Target.Dependency = .product(name: "Logging", package: "swift-log")
+let collections: Target.Dependency = .product(name: "Collections", package: "swift-collections")
+let nio: [Target.Dependency] = [
+    .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOPosix", package: "swift-nio"),
+    .product(name: "NIOHTTP1", package: "swift-nio"), .product(name: "NIOWebSocket", package: "swift-nio"),
+    .product(name: "NIOSSL", package: "swift-nio-ssl"),
+]
+
+var dependencies: [Package.Dependency] = [
+    .package(url: "https://github.com/apple/swift-crypto", exact: "4.5.2"),
+    .package(url: "https://github.com/apple/swift-protobuf", exact: "1.39.0"),
+    .package(url: "https://github.com/apple/swift-log", exact: "1.16.2"),
+    .package(url: "https://github.com/apple/swift-collections", exact: "1.6.0"),
+]
+
+var targets: [Target] = [
+    .systemLibrary(name: "CSodium", pkgConfig: "libsodium", providers: [.apt(["libsodium-dev"])]),
+    .target(name: "CLinux"),
+    .target(name: "LinuxIO", dependencies: ["CLinux"], exclude: ["README.md"], swiftSettings: base),
+    .target(
+        name: "Mesh", dependencies: ["CSodium", "LinuxIO", crypto, collections], exclude: ["README.md"],
+        swiftSettings: pure),
+    .target(name: "RPC", dependencies: [protobuf], exclude: ["README.md", "Protocols"], swiftSettings: pure),
+    .target(
+        name: "SSH", dependencies: ["CSodium", crypto, collections], exclude: ["README.md"], swiftSettings: pure),
+    .target(name: "Coordinator", dependencies: ["RPC"], exclude: ["README.md"], swiftSettings: pure),
+    .target(
+        name: "DERPRelay", dependencies: ["LinuxIO", "Mesh"], exclude: ["README.md"], swiftSettings: base),
+
+    .testTarget(name: "LinuxIOTests", dependencies: ["LinuxIO"], swiftSettings: base),
+    .testTarget(
+        name: "MeshTests", dependencies: ["Mesh", "LinuxIO", "CSodium"], swiftSettings: base),
+    .testTarget(name: "RPCTests", dependencies: ["RPC", protobuf], swiftSettings: base),
+    .testTarget(name: "SSHTests", dependencies: ["SSH", "LinuxIO"], swiftSettings: base),
+    .testTarget(name: "CoordinatorTests", dependencies: ["Coordinator", "RPC"], swiftSettings: base),
+    .testTarget(name: "DERPRelayTests", dependencies: ["DERPRelay", "Mesh", "LinuxIO"], swiftSettings: base),
+    .testTarget(name: "TidyTests", swiftSettings: base),
+]
+
+if !pureOnly {
+    dependencies += [
+        .package(url: "https://github.com/apple/swift-nio", exact: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-nio-ssl", exact: "2.37.6"),
+        .package(url: "https://github.com/hummingbird-project/hummingbird", exact: "2.28.1"),
+        .package(url: "https://github.com/swift-server/swift-service-lifecycle", exact: "2.13.0"),
+        .package(url: "https://github.com/jpsim/Yams", exact: "6.2.2"),
+    ]
+    targets += [
+        .systemLibrary(name: "CPQ", pkgConfig: "libpq", providers: [.apt(["libpq-dev"])]),
+        .target(
+            name: "HTTPTransport", dependencies: nio + [log, "LinuxIO"], exclude: ["README.md"],
+            swiftSettings: base),
+        .target(
+            name: "Agent", dependencies: ["Mesh", "SSH", "RPC", "HTTPTransport", "LinuxIO", log],
+            exclude: ["README.md"], swiftSettings: base),
+        .target(
+            name: "Server",
+            dependencies: nio + [
+                "RPC", "Coordinator", "DERPRelay", "Mesh", "CPQ", "LinuxIO", log, crypto,
+                .product(name: "CryptoExtras", package: "swift-crypto"),
+                .product(name: "Hummingbird", package: "hummingbird"),
+                .product(name: "HummingbirdCore", package: "hummingbird"),
+                .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+            ], exclude: ["README.md"], swiftSettings: base),
+        .target(
+            name: "CLI", dependencies: ["Mesh", "SSH", "RPC", "HTTPTransport", "Agent", "LinuxIO", log],
+            exclude: ["README.md"], swiftSettings: base),
+        .executableTarget(
+            name: "coder", dependencies: ["CLI", "Server"],
+            swiftSettings: base),
+        .executableTarget(
+            name: "coder-slim", dependencies: ["CLI"],
+            swiftSettings: base),
+        .testTarget(name: "AgentTests", dependencies: ["Agent"], swiftSettings: base),
+        .testTarget(name: "ServerTests", dependencies: ["Server"], swiftSettings: base),
+        .testTarget(name: "CLITests", dependencies: ["CLI"], swiftSettings: base),
+        .testTarget(name: "EndToEndTests", dependencies: [], swiftSettings: base),
+    ]
+}
+
+let package = Package(
+    name: "coder",
+    products: pureOnly
+        ? []
+        : [
+            .executable(name: "coder", targets: ["coder"]),
+            .executable(name: "coder-slim", targets: ["coder-slim"]),
+        ],
+    dependencies: dependencies,
+    targets: targets,
+    cLanguageStandard: .gnu17
+)

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import Glibc
+
+/// A system call that failed: which one, and with which `errno`.
+public struct SystemError: Error, Hashable, Sendable, CustomStringConvertible {
+    /// Name of the system call, as in its manual page.
+    public let call: String
+    /// Value of `errno` right after the call.
+    public let code: Int32
+
+    /// Describes the failure of `call` with the current `errno` unless a code is given.
+    public init(call: String, code: Int32 = errno) {
+        self.call = call
+        self.code = code
+    }
+
+    public var description: String { "\(call): \(String(cString: strerror(code)))" }
+}
+
+/// A file descriptor that is closed exactly once: by `close()`, or when its owner goes away.
+public struct OwnedDescriptor: ~Copyable, Sendable {
+    /// The number, valid while this value lives. Never close it directly.
+    public let number: Int32
+
+    /// Takes over an open descriptor.
+    public init(taking number: Int32) {
+        precondition(number >= 0, "not an open descriptor")
+        self.number = number
+    }
+
+    deinit { _ = Glibc.close(number) }
+
+    /// Closes now.
+    public consuming func close() {}
+
+    /// Gives the descriptor away; the caller now owns the number.
+    public consuming func release() -> Int32 {
+        let result = number
+        discard self
+        return result
+    }
+
+    /// A second descriptor of the same open file, close-on-exec.
+    public borrowing func duplicate() throws(SystemError) -> OwnedDescriptor {
+        let copy = fcntl(number, F_DUPFD_CLOEXEC, 3)
+        guard copy >= 0 else { throw SystemError(call: "fcntl") }
+        return OwnedDescriptor(taking: copy)
+    }
+}
+
+/// A few calls on raw descriptor numbers that several shells share.
+public enum Descriptor {
+    /// Sets or clears `O_NONBLOCK`.
+    public static func setNonBlocking(_ number: Int32, _ on: Bool = true) throws(SystemError) {
+        let flags = fcntl(number, F_GETFL)
+        guard flags >= 0 else { throw SystemError(call: "fcntl") }
+        let wanted = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK
+        guard wanted == flags || fcntl(number, F_SETFL, wanted) == 0 else { throw SystemError(call: "fcntl") }
+    }
+
+    /// A connected pair of unix stream sockets, close-on-exec, blocking unless asked otherwise.
+    public static func socketPair(
+        nonBlocking: Bool = false
+    ) throws(SystemError) -> (OwnedDescriptor, OwnedDescriptor) {
+        var pair: [Int32] = [-1, -1]
+        let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
+        let type = nonBlocking ? kind | Int32(SOCK_NONBLOCK.rawValue) : kind
+        guard socketpair(AF_UNIX, type, 0, &pair) == 0 else { throw SystemError(call: "socketpair") }
+        return (OwnedDescriptor(taking: pair[0]), OwnedDescriptor(taking: pair[1]))
+    }
+
+    /// A pipe, close-on-exec: `(reading end, writing end)`.
+    public static func pipe() throws(SystemError) -> (OwnedDescriptor, OwnedDescriptor) {
+        var pair: [Int32] = [-1, -1]
+        guard pipe2(&pair, O_CLOEXEC) == 0 else { throw SystemError(call: "pipe2") }
+        return (OwnedDescriptor(taking: pair[0]), OwnedDescriptor(taking: pair[1]))
+    }
+
+    /// Writes all of `bytes`, waiting as a blocking descriptor does (polls when it is non-blocking).
+    public static func writeAll(_ number: Int32, _ bytes: UnsafeRawBufferPointer) throws(SystemError) {
+        var rest = bytes
+        while !rest.isEmpty {
+            let count = Glibc.write(number, rest.baseAddress, rest.count)
+            if count > 0 {
+                rest = UnsafeRawBufferPointer(rebasing: rest.dropFirst(count))
+            } else if errno == EAGAIN {
+                var wait = pollfd(fd: number, events: Int16(POLLOUT), revents: 0)
+                _ = Glibc.poll(&wait, 1, -1)
+            } else if errno != EINTR {
+                throw SystemError(call: "write")
+            }
+        }
+    }
+}
