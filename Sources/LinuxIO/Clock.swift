@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import Glibc
+internal import Glibc
 
 /// The clocks of the machine, read by shells only: pure machines are told the time.
 public enum Clock {

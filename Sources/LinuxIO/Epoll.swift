@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CLinux
-import Glibc
+internal import CLinux
+internal import Glibc
 
 /// Readiness of many descriptors for one thread (`epoll(7)`).
 public struct Epoll: ~Copyable {
@@ -28,7 +28,7 @@ public struct Epoll: ~Copyable {
 
     /// Makes an empty set.
     public init() throws(SystemError) {
-        let number = epoll_create1(Int32(EPOLL_CLOEXEC.rawValue))
+        let number = clinux_epoll_create()
         guard number >= 0 else { throw SystemError(call: "epoll_create1") }
         descriptor = OwnedDescriptor(taking: number)
     }
@@ -84,7 +84,7 @@ public final class WakeUp: Sendable {
 
     /// Makes an unsignalled event.
     public init() throws(SystemError) {
-        let number = eventfd(0, Int32(EFD_CLOEXEC.rawValue) | Int32(EFD_NONBLOCK.rawValue))
+        let number = clinux_eventfd()
         guard number >= 0 else { throw SystemError(call: "eventfd") }
         descriptor = OwnedDescriptor(taking: number)
     }

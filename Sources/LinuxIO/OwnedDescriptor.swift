@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import CLinux
 public import Glibc
 
 /// A system call that failed: which one, and with which `errno`.
@@ -49,6 +50,17 @@ public struct OwnedDescriptor: ~Copyable, Sendable {
     }
 }
 
+/// Two descriptors that belong together. Take them apart with `consume`: `let first = pair.first`.
+public struct DescriptorPair: ~Copyable, Sendable {
+    /// The first of them.
+    public var first: OwnedDescriptor
+    /// The second of them.
+    public var second: OwnedDescriptor
+
+    /// Gives both away as numbers, which the caller now owns.
+    public consuming func release() -> (Int32, Int32) { (first.release(), second.release()) }
+}
+
 /// A few calls on raw descriptor numbers that several shells share.
 public enum Descriptor {
     /// Sets or clears `O_NONBLOCK`.
@@ -60,21 +72,19 @@ public enum Descriptor {
     }
 
     /// A connected pair of unix stream sockets, close-on-exec, blocking unless asked otherwise.
-    public static func socketPair(
-        nonBlocking: Bool = false
-    ) throws(SystemError) -> (OwnedDescriptor, OwnedDescriptor) {
+    public static func socketPair(nonBlocking: Bool = false) throws(SystemError) -> DescriptorPair {
         var pair: [Int32] = [-1, -1]
         let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
         let type = nonBlocking ? kind | Int32(SOCK_NONBLOCK.rawValue) : kind
         guard socketpair(AF_UNIX, type, 0, &pair) == 0 else { throw SystemError(call: "socketpair") }
-        return (OwnedDescriptor(taking: pair[0]), OwnedDescriptor(taking: pair[1]))
+        return DescriptorPair(first: OwnedDescriptor(taking: pair[0]), second: OwnedDescriptor(taking: pair[1]))
     }
 
-    /// A pipe, close-on-exec: `(reading end, writing end)`.
-    public static func pipe() throws(SystemError) -> (OwnedDescriptor, OwnedDescriptor) {
+    /// A pipe, close-on-exec: `first` is the reading end, `second` the writing end.
+    public static func pipe() throws(SystemError) -> DescriptorPair {
         var pair: [Int32] = [-1, -1]
-        guard pipe2(&pair, O_CLOEXEC) == 0 else { throw SystemError(call: "pipe2") }
-        return (OwnedDescriptor(taking: pair[0]), OwnedDescriptor(taking: pair[1]))
+        guard clinux_pipe2(&pair, O_CLOEXEC) == 0 else { throw SystemError(call: "pipe2") }
+        return DescriptorPair(first: OwnedDescriptor(taking: pair[0]), second: OwnedDescriptor(taking: pair[1]))
     }
 
     /// Writes all of `bytes`, waiting as a blocking descriptor does (polls when it is non-blocking).

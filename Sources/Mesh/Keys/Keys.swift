@@ -149,7 +149,7 @@ public final class PrivateKey: Sendable {
 }
 
 /// Thirty-two secret bytes in their own memory, wiped on release.
-final class SecretBytes: @unchecked Sendable {  // immutable after init; the pointer never escapes its closure
+@safe final class SecretBytes: @unchecked Sendable {  // immutable after init; the pointer never escapes its closure
     private let memory: UnsafeMutableRawBufferPointer
 
     init(_ bytes: some Collection<UInt8>, clamped: Bool) {
