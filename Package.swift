@@ -73,7 +73,10 @@ if !pureOnly {
             name: "HTTPTransport", dependencies: nio + [log, "LinuxIO"], exclude: ["README.md"],
             swiftSettings: base),
         .target(
-            name: "Agent", dependencies: ["Mesh", "SSH", "RPC", "HTTPTransport", "LinuxIO", log],
+            name: "Tailnet", dependencies: ["Mesh", "RPC", "HTTPTransport", "LinuxIO", log],
+            exclude: ["README.md"], swiftSettings: base),
+        .target(
+            name: "Agent", dependencies: ["Tailnet", "Mesh", "SSH", "RPC", "HTTPTransport", "LinuxIO", log],
             exclude: ["README.md"], swiftSettings: base),
         .target(
             name: "Server",
@@ -85,7 +88,7 @@ if !pureOnly {
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
             ], exclude: ["README.md"], swiftSettings: base),
         .target(
-            name: "CLI", dependencies: ["Mesh", "SSH", "RPC", "HTTPTransport", "Agent", "LinuxIO", log],
+            name: "CLI", dependencies: ["Tailnet", "Mesh", "SSH", "RPC", "HTTPTransport", "Agent", "LinuxIO", log],
             exclude: ["README.md"], swiftSettings: base),
         .executableTarget(
             name: "coder", dependencies: ["CLI", "Server"],
@@ -93,6 +96,7 @@ if !pureOnly {
         .executableTarget(
             name: "coder-slim", dependencies: ["CLI"],
             swiftSettings: base),
+        .testTarget(name: "TailnetTests", dependencies: ["Tailnet"], swiftSettings: base),
         .testTarget(name: "AgentTests", dependencies: ["Agent"], swiftSettings: base),
         .testTarget(name: "ServerTests", dependencies: ["Server"], swiftSettings: base),
         .testTarget(name: "CLITests", dependencies: ["CLI"], swiftSettings: base),
