@@ -9,7 +9,8 @@ let pureOnly = Context.environment["PURE"] == "1"
 
 let base: [SwiftSetting] = [
     .enableUpcomingFeature("ExistentialAny"), .enableUpcomingFeature("InternalImportsByDefault"),
-    .enableUpcomingFeature("MemberImportVisibility"), .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
     .enableUpcomingFeature("InferIsolatedConformances"), .treatAllWarnings(as: .error),
 ]
 let pure =
@@ -44,7 +45,8 @@ var targets: [Target] = [
         swiftSettings: pure),
     .target(name: "RPC", dependencies: [protobuf], exclude: ["README.md", "Protocols"], swiftSettings: pure),
     .target(
-        name: "SSH", dependencies: ["CSodium", crypto, collections], exclude: ["README.md"], swiftSettings: pure),
+        name: "SSH", dependencies: ["CSodium", crypto, collections], exclude: ["README.md"],
+        swiftSettings: pure),
     .target(name: "Coordinator", dependencies: ["RPC"], exclude: ["README.md"], swiftSettings: pure),
     .target(
         name: "DERPRelay", dependencies: ["LinuxIO", "Mesh"], exclude: ["README.md"], swiftSettings: base),
@@ -65,7 +67,6 @@ if !pureOnly {
         .package(url: "https://github.com/apple/swift-nio-ssl", exact: "2.37.6"),
         .package(url: "https://github.com/hummingbird-project/hummingbird", exact: "2.28.1"),
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", exact: "2.13.0"),
-        .package(url: "https://github.com/jpsim/Yams", exact: "6.2.2"),
     ]
     targets += [
         .systemLibrary(name: "CPQ", pkgConfig: "libpq", providers: [.apt(["libpq-dev"])]),
@@ -88,7 +89,8 @@ if !pureOnly {
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
             ], exclude: ["README.md"], swiftSettings: base),
         .target(
-            name: "CLI", dependencies: ["Tailnet", "Mesh", "SSH", "RPC", "HTTPTransport", "Agent", "LinuxIO", log],
+            name: "CLI",
+            dependencies: ["Tailnet", "Mesh", "SSH", "RPC", "HTTPTransport", "Agent", "LinuxIO", log],
             exclude: ["README.md"], swiftSettings: base),
         .executableTarget(
             name: "coder", dependencies: ["CLI", "Server"],

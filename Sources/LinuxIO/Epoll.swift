@@ -56,7 +56,8 @@ public struct Epoll: ~Copyable {
     ) throws(SystemError) -> Int {
         // Rounded up: waking a little early would spin until the deadline is really due.
         let milliseconds = timeoutNanoseconds.map { Int32(clamping: ($0 + 999_999) / 1_000_000) } ?? -1
-        let failure: Int32 = withUnsafeTemporaryAllocation(of: epoll_event.self, capacity: maxEvents) { events in
+        let failure: Int32 = withUnsafeTemporaryAllocation(of: epoll_event.self, capacity: maxEvents) {
+            events in
             let count = epoll_wait(descriptor.number, events.baseAddress, Int32(maxEvents), milliseconds)
             guard count >= 0 else { return errno == EINTR ? 0 : -errno }
             for event in events.prefix(Int(count)) {

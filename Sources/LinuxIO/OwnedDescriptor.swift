@@ -77,14 +77,16 @@ public enum Descriptor {
         let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
         let type = nonBlocking ? kind | Int32(SOCK_NONBLOCK.rawValue) : kind
         guard socketpair(AF_UNIX, type, 0, &pair) == 0 else { throw SystemError(call: "socketpair") }
-        return DescriptorPair(first: OwnedDescriptor(taking: pair[0]), second: OwnedDescriptor(taking: pair[1]))
+        return DescriptorPair(
+            first: OwnedDescriptor(taking: pair[0]), second: OwnedDescriptor(taking: pair[1]))
     }
 
     /// A pipe, close-on-exec: `first` is the reading end, `second` the writing end.
     public static func pipe() throws(SystemError) -> DescriptorPair {
         var pair: [Int32] = [-1, -1]
         guard clinux_pipe2(&pair, O_CLOEXEC) == 0 else { throw SystemError(call: "pipe2") }
-        return DescriptorPair(first: OwnedDescriptor(taking: pair[0]), second: OwnedDescriptor(taking: pair[1]))
+        return DescriptorPair(
+            first: OwnedDescriptor(taking: pair[0]), second: OwnedDescriptor(taking: pair[1]))
     }
 
     /// Writes all of `bytes`, waiting as a blocking descriptor does (polls when it is non-blocking).

@@ -133,7 +133,9 @@ extension IPAddress: CustomStringConvertible, LosslessStringConvertible {
     public var description: String {
         guard !isV4 else { return "\(v4 >> 24).\(v4 >> 16 & 255).\(v4 >> 8 & 255).\(v4 & 255)" }
         if high == 0, low >> 32 == 0xffff { return "::ffff:" + IPAddress(v4: v4).description }
-        let groups = (0..<8).map { UInt16(truncatingIfNeeded: ($0 < 4 ? high : low) >> UInt64((3 - $0 % 4) * 16)) }
+        let groups = (0..<8).map { index in
+            UInt16(truncatingIfNeeded: (index < 4 ? high : low) >> UInt64((3 - index % 4) * 16))
+        }
         var best = 0..<0
         var start = 0
         while start < 8 {

@@ -35,8 +35,12 @@ public struct Interval: Hashable, Comparable, Sendable {
 
     @inlinable public init(nanoseconds: UInt64) { self.nanoseconds = nanoseconds }
     @inlinable public static func microseconds(_ n: UInt64) -> Interval { Interval(nanoseconds: n * 1_000) }
-    @inlinable public static func milliseconds(_ n: UInt64) -> Interval { Interval(nanoseconds: n * 1_000_000) }
-    @inlinable public static func seconds(_ n: UInt64) -> Interval { Interval(nanoseconds: n * 1_000_000_000) }
+    @inlinable public static func milliseconds(_ n: UInt64) -> Interval {
+        Interval(nanoseconds: n * 1_000_000)
+    }
+    @inlinable public static func seconds(_ n: UInt64) -> Interval {
+        Interval(nanoseconds: n * 1_000_000_000)
+    }
     @inlinable public static var zero: Interval { Interval(nanoseconds: 0) }
 
     @inlinable public static func < (a: Interval, b: Interval) -> Bool { a.nanoseconds < b.nanoseconds }

@@ -115,10 +115,13 @@ public final class PrivateKey: Sendable {
         storage = SecretBytes(bytes, clamped: true)
     }
 
+    private init(clamping bytes: [UInt8]) {
+        storage = SecretBytes(bytes, clamped: true)
+    }
+
     /// Makes a key from the given source of randomness.
     public convenience init(using generator: inout some RandomNumberGenerator) {
-        // 32 bytes always pass.
-        try! self.init(bytes: (0..<32).map { _ in UInt8.random(in: 0...255, using: &generator) })  // tidy:allow
+        self.init(clamping: (0..<32).map { _ in UInt8.random(in: 0...255, using: &generator) })
     }
 
     /// Calls `body` with the 32 secret bytes. Do not copy them.
@@ -149,7 +152,8 @@ public final class PrivateKey: Sendable {
 }
 
 /// Thirty-two secret bytes in their own memory, wiped on release.
-@safe final class SecretBytes: @unchecked Sendable {  // immutable after init; the pointer never escapes its closure
+// Sendable: immutable after init, and the pointer never escapes its closure.
+@safe final class SecretBytes: @unchecked Sendable {
     private let memory: UnsafeMutableRawBufferPointer
 
     init(_ bytes: some Collection<UInt8>, clamped: Bool) {
