@@ -86,11 +86,11 @@ final class Command: @unchecked Sendable {  // the process is started once and o
     /// Waits until `condition` holds or the time is over; answers whether it held.
     static func eventually(
         within seconds: Double, _ condition: () async throws -> Bool
-    ) async rethrows -> Bool {
+    ) async throws -> Bool {
         let deadline = ContinuousClock.now + .seconds(seconds)
         while ContinuousClock.now < deadline {
             if try await condition() { return true }
-            try? await Task.sleep(for: .milliseconds(50))
+            try await Task.sleep(for: .milliseconds(50))
         }
         return try await condition()
     }
