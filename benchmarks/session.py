@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What a user feels: the start of `coder ssh`, and 1 GiB through `coder port-forward`, direct and relayed, next to
+the same bytes over Debian's wireguard-go and over the bare link, in one run. Needs root.
+
+    benchmarks/session.py [--bytes N] [--rounds N] [--json FILE]
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from lab import Lab, cpu_seconds, rss_megabytes, run, wait_for
+
+CODER = str(pathlib.Path(__file__).resolve().parent.parent / ".build/release/coder")
+
+SOURCE = """
+import socket, sys
+server = socket.create_server((sys.argv[2], int(sys.argv[3])))
+while True:
+    peer, _ = server.accept()
+    with peer, open(sys.argv[1], 'rb') as file:
+        try: peer.sendfile(file)
+        except OSError: pass
+"""
+SINK = """
+import socket, sys, time
+begin = time.monotonic()
+peer = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+buffer = bytearray(1 << 20)
+total = 0
+with open(sys.argv[3], 'wb') as file:
+    while True:
+        count = peer.recv_into(buffer)
+        if not count: break
+        file.write(memoryview(buffer)[:count])
+        total += count
+print(total, time.monotonic() - begin)
+"""
+
+
+def digest(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Bench:
+    def __init__(self, lab, folder, size):
+        self.lab, self.folder, self.size = lab, folder, size
+        self.payload = f"{folder}/payload"
+        with open(self.payload, "wb") as file:
+            for _ in range(size >> 20):
+                file.write(os.urandom(1 << 20))
+        self.sum = digest(self.payload)
+        self.env = {"CODER_CONFIG_DIR": f"{folder}/user", "HOME": folder, "NO_COLOR": "1"}
+
+    def coder(self, *arguments):
+        return run(self.lab.on("client", [CODER, *arguments]), env={**os.environ, **self.env})
+
+    def deploy(self):
+        url = f"http://{self.lab.address('server')}:3000"
+        self.server = self.lab.start(
+            "server", [CODER, "server", "--http-address", "0.0.0.0:3000", "--access-url", url, "--global-config",
+                       f"{self.folder}/server"], f"{self.folder}/server.log", {"HOME": self.folder})
+        probe = ["python3", "-c", f"import urllib.request as r; r.urlopen('{url}/healthz', timeout=2)"]
+        wait_for("server", 60, lambda: subprocess.run(
+            self.lab.on("client", probe), capture_output=True).returncode == 0)
+        self.coder("login", url, "--first-user-username", "ann", "--first-user-email", "ann@example.org",
+                   "--first-user-password", "Correct-Horse-7-Battery", "--first-user-trial=false")
+        text = self.coder("external-workspaces", "create", "dev", "--yes")
+        token = text.split("CODER_AGENT_TOKEN=")[1].strip('"')[:36]
+        self.agent = self.lab.start(
+            "agent", [CODER, "agent"], f"{self.folder}/agent.log",
+            {"CODER_AGENT_URL": url, "CODER_AGENT_TOKEN": token, "HOME": self.folder,
+             "CODER_AGENT_LOG_DIR": self.folder})
+        self.lab.start("agent", ["python3", "-c", SOURCE, self.payload, "0.0.0.0", "9000"], f"{self.folder}/source.log")
+        wait_for("agent", 30, lambda: subprocess.run(
+            self.lab.on("client", [CODER, "ssh", "dev", "--", "true"]), env={**os.environ, **self.env},
+            capture_output=True).returncode == 0)
+
+    def wireguard_go(self):
+        """Debian's wireguard-go between the same two hosts: 10.200.0.1 (client) and 10.200.0.2 (agent)."""
+        keys = {}
+        for name in ("client", "agent"):
+            private = run(["wg", "genkey"]).strip()
+            keys[name] = (private, run(["wg", "pubkey"], input=private.encode()).strip())
+        self.tunnels = []
+        for name, other, own in (("client", "agent", 1), ("agent", "client", 2)):
+            device = f"wgb{own}"
+            process = self.lab.start(name, ["wireguard-go", "-f", device], f"{self.folder}/{device}.log")
+            self.tunnels.append(process)
+            wait_for(device, 5, lambda: os.path.exists(f"/var/run/wireguard/{device}.sock"))
+            path = f"{self.folder}/{device}.key"
+            pathlib.Path(path).write_text(keys[name][0])
+            run(self.lab.on(name, ["wg", "set", device, "listen-port", "51820", "private-key", path, "peer",
+                                   keys[other][1], "allowed-ips", f"10.200.0.{3 - own}/32", "endpoint",
+                                   f"{self.lab.address(other)}:51820"]))
+            run(self.lab.on(name, ["ip", "address", "add", f"10.200.0.{own}/24", "dev", device]))
+            run(self.lab.on(name, ["ip", "link", "set", device, "up", "mtu", "1420"]))
+
+    def fetch(self, host, port, processes):
+        """One transfer: MB/s, and CPU seconds per GB of the processes in the way."""
+        target = f"{self.folder}/copy"
+        before = {pid: cpu_seconds(pid) for pid in processes}
+        printed = run(self.lab.on("client", ["python3", "-c", SINK, host, str(port), target]), timeout=600)
+        total, seconds = printed.split()
+        cpu = sum(cpu_seconds(pid) - before[pid] for pid in processes)
+        if int(total) != self.size or digest(target) != self.sum:
+            raise SystemExit(f"{host}:{port}: {total} bytes arrived, of {self.size}, or other ones")
+        os.unlink(target)
+        return {"MB/s": self.size / 1e6 / float(seconds), "CPU s/GB": cpu / (self.size / 1e9)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bytes", type=int, default=1 << 30)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        sys.exit("network namespaces need root")
+    shm = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    results = {}
+    with tempfile.TemporaryDirectory(dir=shm) as folder, Lab(78, ["server", "agent", "client"]) as lab:
+        os.chmod(folder, 0o755)
+        bench = Bench(lab, folder, options.bytes >> 20 << 20)
+        bench.deploy()
+        bench.wireguard_go()
+
+        starts = []
+        for _ in range(21):
+            begin = time.monotonic()
+            bench.coder("ssh", "dev", "--", "true")
+            starts.append((time.monotonic() - begin) * 1e3)
+        results["ssh start to exit, ms"] = {"median": statistics.median(starts[1:]), "max": max(starts[1:])}
+
+        forward = lab.start("client", [CODER, "port-forward", "dev", "--tcp", "19000:9000"], f"{folder}/forward.log",
+                            bench.env)
+        wait_for("forward", 20, lambda: subprocess.run(
+            lab.on("client", ["ss", "-ltn"]), capture_output=True, text=True).stdout.find(":19000") > 0)
+        ours = [forward.pid, bench.agent.pid]
+        kinds = {
+            "bare link": (lambda: bench.fetch(lab.address("agent"), 9000, [])),
+            "wireguard-go (Debian), kernel TCP": (
+                lambda: bench.fetch("10.200.0.2", 9000, [p.pid for p in bench.tunnels])),
+            "coder port-forward, direct": (lambda: bench.fetch("127.0.0.1", 19000, ours)),
+        }
+        rows = {name: [] for name in kinds}
+        for _ in range(options.rounds):
+            for name, kind in kinds.items():
+                rows[name].append(kind())
+        lab.set_udp_blocked("agent", "client", True)
+        time.sleep(8)
+        relayed = "coder port-forward, relayed"
+        rows[relayed] = [
+            bench.fetch("127.0.0.1", 19000, ours + [bench.server.pid]) for _ in range(options.rounds)]
+        for name, row in rows.items():
+            results[name] = {key: statistics.median(r[key] for r in row) for key in row[0]}
+        results["agent RSS, MB"] = {"after": rss_megabytes(bench.agent.pid)}
+
+    for name, row in results.items():
+        print(f"{name:40}" + "  ".join(f"{key} {value:9.2f}" for key, value in row.items()))
+    base = results["wireguard-go (Debian), kernel TCP"]["MB/s"]
+    for name in ("coder port-forward, direct", relayed):
+        print(f"{name} / wireguard-go: {results[name]['MB/s'] / base:.2f} x")
+    if options.json:
+        pathlib.Path(options.json).write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
