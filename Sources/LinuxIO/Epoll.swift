@@ -69,6 +69,17 @@ public struct Epoll: ~Copyable {
         return Int(failure)
     }
 
+    /// Waits like the other form, to the nanosecond where the kernel can, and leaves the events in `events`.
+    /// Returns how many there are.
+    public func wait(
+        timeoutNanoseconds: UInt64?, into events: borrowing EpollEvents
+    ) throws(SystemError) -> Int {
+        let limit = timeoutNanoseconds.map { Int64(clamping: $0) } ?? -1
+        let count = clinux_epoll_wait(descriptor.number, events.memory, Int32(EpollEvents.capacity), limit)
+        guard count >= 0 || count == -EINTR else { throw SystemError(call: "epoll_wait", code: -count) }
+        return max(0, Int(count))
+    }
+
     private func control(
         _ operation: Int32, _ number: Int32, _ interest: Interest, _ token: UInt64
     ) throws(SystemError) {
@@ -76,6 +87,26 @@ public struct Epoll: ~Copyable {
         guard epoll_ctl(descriptor.number, operation, number, &event) == 0 else {
             throw SystemError(call: "epoll_ctl")
         }
+    }
+}
+
+/// Memory for the events of one `Epoll.wait`.
+public struct EpollEvents: ~Copyable {
+    static let capacity = 256
+    let memory: UnsafeMutablePointer<epoll_event>
+
+    /// Room for 256 events.
+    public init() {
+        memory = .allocate(capacity: Self.capacity)
+        memory.initialize(repeating: epoll_event(), count: Self.capacity)
+    }
+
+    deinit { memory.deallocate() }
+
+    /// The event number `index` of the last wait: the token it was registered with, and what happened.
+    public subscript(index: Int) -> (token: UInt64, interest: Epoll.Interest) {
+        precondition(index < Self.capacity, "no such event")
+        return (memory[index].data.u64, Epoll.Interest(rawValue: memory[index].events))
     }
 }
 

@@ -73,9 +73,17 @@ public enum Descriptor {
 
     /// A connected pair of unix stream sockets, close-on-exec, blocking unless asked otherwise.
     public static func socketPair(nonBlocking: Bool = false) throws(SystemError) -> DescriptorPair {
+        try unixPair(Int32(SOCK_STREAM.rawValue), nonBlocking: nonBlocking)
+    }
+
+    /// A connected pair of unix sockets that keeps the borders of messages (`SOCK_SEQPACKET`), close-on-exec.
+    public static func packetPair(nonBlocking: Bool = false) throws(SystemError) -> DescriptorPair {
+        try unixPair(Int32(SOCK_SEQPACKET.rawValue), nonBlocking: nonBlocking)
+    }
+
+    private static func unixPair(_ kind: Int32, nonBlocking: Bool) throws(SystemError) -> DescriptorPair {
         var pair: [Int32] = [-1, -1]
-        let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
-        let type = nonBlocking ? kind | Int32(SOCK_NONBLOCK.rawValue) : kind
+        let type = kind | Int32(SOCK_CLOEXEC.rawValue) | (nonBlocking ? Int32(SOCK_NONBLOCK.rawValue) : 0)
         guard socketpair(AF_UNIX, type, 0, &pair) == 0 else { throw SystemError(call: "socketpair") }
         return DescriptorPair(
             first: OwnedDescriptor(taking: pair[0]), second: OwnedDescriptor(taking: pair[1]))

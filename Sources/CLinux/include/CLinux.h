@@ -6,6 +6,8 @@
 #ifndef CLINUX_H
 #define CLINUX_H
 #include <sys/epoll.h>
+#include "CLinuxNet.h"
+#include "CLinuxUDP.h"
 
 int clinux_pipe2(int descriptors[2], int flags);
 int clinux_eventfd(void);

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+internal import Glibc
+
+/// An address of a network interface of this machine.
+public struct InterfaceAddress: Hashable, Sendable {
+    /// Name such as `eth0`.
+    public let interface: String
+    /// The address; the port is 0.
+    public let address: KernelAddress
+    /// Whether the interface is up.
+    public let isUp: Bool
+    /// Whether it is the loopback interface.
+    public let isLoopback: Bool
+
+    /// All IPv4 and IPv6 addresses, at most 256, in the kernel's order (`getifaddrs`).
+    public static func all() throws(SystemError) -> [InterfaceAddress] {
+        var list = [clinux_interface_address](repeating: clinux_interface_address(), count: 256)
+        let count = clinux_interface_addresses(&list, 256)
+        guard count >= 0 else { throw SystemError(call: "getifaddrs", code: -count) }
+        return list.prefix(Int(count)).map { entry in
+            let name = withUnsafeBytes(of: entry.name) {
+                String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+            }
+            return InterfaceAddress(
+                interface: name, address: KernelAddress(entry.address), isUp: entry.is_up != 0,
+                isLoopback: entry.is_loopback != 0)
+        }
+    }
+}
+
+/// Hears of changes of links, addresses and routes (rtnetlink). Readable when something changed.
+public struct LinkMonitor: ~Copyable, Sendable {
+    private let descriptor: OwnedDescriptor
+
+    /// Opens the socket; needs no privileges.
+    public init() throws(SystemError) {
+        let number = clinux_link_monitor_open()
+        guard number >= 0 else { throw SystemError(call: "socket(AF_NETLINK)", code: -number) }
+        descriptor = OwnedDescriptor(taking: number)
+    }
+
+    /// The descriptor to watch for reading.
+    public var number: Int32 { descriptor.number }
+
+    /// Reads everything that waits; returns whether anything relevant changed.
+    public func drain() -> Bool { clinux_link_monitor_drain(number) > 0 }
+}
+
+/// A TUN device: one IP packet per read and write.
+public struct TUNDevice: ~Copyable, Sendable {
+    private let descriptor: OwnedDescriptor
+    /// The name that the kernel gave, such as `tun0`.
+    public let name: String
+
+    /// Creates or attaches to the device `name`; needs CAP_NET_ADMIN. `%d` in the name is replaced by a number.
+    public init(name: String) throws(SystemError) {
+        var bytes = [CChar](repeating: 0, count: 16)
+        for (index, byte) in name.utf8.prefix(15).enumerated() { bytes[index] = CChar(bitPattern: byte) }
+        let number = clinux_tun_open(&bytes, 0)
+        guard number >= 0 else { throw SystemError(call: "ioctl(TUNSETIFF)", code: -number) }
+        descriptor = OwnedDescriptor(taking: number)
+        self.name = String(decoding: bytes.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+
+    /// The descriptor to watch.
+    public var number: Int32 { descriptor.number }
+
+    /// Sets the address, the MTU, and brings the device up.
+    public func configure(address: KernelAddress, prefixBits: Int, mtuBytes: Int) throws(SystemError) {
+        var raw = address.raw
+        try Self.check("SIOCSIFMTU", clinux_interface_set_mtu(name, Int32(mtuBytes)))
+        try Self.check("RTM_NEWADDR", clinux_interface_add_address(name, &raw, Int32(prefixBits)))
+        try Self.check("SIOCSIFFLAGS", clinux_interface_set_up(name))
+    }
+
+    /// Reads one packet without waiting; nil when none waits. Throws when the device is gone.
+    public func read(into buffer: UnsafeMutableRawBufferPointer) throws(SystemError) -> Int? {
+        let count = Glibc.read(number, buffer.baseAddress, buffer.count)
+        if count >= 0 { return count }
+        guard errno == EAGAIN || errno == EINTR || errno == EIO else { throw SystemError(call: "read") }
+        return nil
+    }
+
+    /// Writes one packet; false when the device refused it (down, or malformed).
+    @discardableResult
+    public func write(_ packet: UnsafeRawBufferPointer) -> Bool {
+        Glibc.write(number, packet.baseAddress, packet.count) == packet.count
+    }
+
+    private static func check(_ call: String, _ code: Int32) throws(SystemError) {
+        guard code == 0 else { throw SystemError(call: call, code: -code) }
+    }
+}
+
+/// A thread of its own, for work that must not run in the cooperative pool. `join` once when it is done.
+public final class DedicatedThread: Sendable {
+    private final class Body: Sendable {
+        let run: @Sendable () -> Void
+        init(_ run: @escaping @Sendable () -> Void) { self.run = run }
+    }
+
+    private let handle: UInt64
+
+    /// Starts a thread called `name` (15 bytes are shown) that runs `body`.
+    public init(name: String, _ body: @escaping @Sendable () -> Void) throws(SystemError) {
+        let retained = Unmanaged.passRetained(Body(body))
+        var handle: UInt64 = 0
+        let code = clinux_thread_start(
+            { argument in
+                Unmanaged<Body>.fromOpaque(argument!).takeRetainedValue().run()
+                return nil
+            }, retained.toOpaque(), name, &handle)
+        guard code == 0 else {
+            retained.release()
+            throw SystemError(call: "pthread_create", code: -code)
+        }
+        self.handle = handle
+    }
+
+    /// Waits for the end of the thread. Call exactly once, from another thread.
+    public func join() { clinux_thread_join(handle) }
+
+    /// Lets the thread end by itself. Call at most once, and then never `join`.
+    public func detach() { clinux_thread_detach(handle) }
+}
+
+/// Host names.
+public enum Resolver {
+    /// The addresses of `host` (a name, or an address in text) with `port`, at most 16. Blocks for up to many
+    /// seconds: call on a thread of its own.
+    public static func lookUp(_ host: String, port: UInt16) -> [KernelAddress] {
+        var list = [clinux_address](repeating: clinux_address(), count: 16)
+        let count = clinux_resolve(host, port, &list, 16)
+        return list.prefix(max(0, Int(count))).map { KernelAddress($0) }
+    }
+}

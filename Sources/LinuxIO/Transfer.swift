@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+internal import Glibc
+
+/// What a descriptor is, as far as moving bytes is concerned.
+public enum DescriptorKind: Hashable, Sendable {
+    /// A TCP socket: can be half-closed and reset.
+    case tcp
+    /// Another stream socket: can be half-closed.
+    case streamSocket
+    /// A socket that keeps the borders of messages.
+    case datagramSocket
+    /// A pipe or FIFO.
+    case pipe
+    /// A terminal or another device.
+    case other
+
+    /// Whether `send` and `recv` work.
+    public var isSocket: Bool { self == .tcp || self == .streamSocket || self == .datagramSocket }
+}
+
+/// Outcome of a read or write that never waits.
+public enum TransferResult: Hashable, Sendable {
+    /// So many bytes were moved, at least one.
+    case moved(Int)
+    /// Nothing now; readiness will be reported.
+    case wouldBlock
+    /// Reading: the other side is done. Writing: never.
+    case end
+    /// The descriptor is useless from now on: `errno`.
+    case failed(Int32)
+}
+
+extension Descriptor {
+    /// What `number` is; nil when it is not open.
+    public static func kind(_ number: Int32) -> DescriptorKind? {
+        switch clinux_descriptor_kind(number) {
+        case 1: .tcp
+        case 2: .streamSocket
+        case 3: .datagramSocket
+        case 4: .pipe
+        case 5: .other
+        default: nil
+        }
+    }
+
+    /// Whether `O_NONBLOCK` is set.
+    public static func isNonBlocking(_ number: Int32) -> Bool { fcntl(number, F_GETFL) & O_NONBLOCK != 0 }
+
+    /// Reads once without waiting; the descriptor must be non-blocking. For datagram sockets an empty message
+    /// counts as the end, because a closed `SOCK_SEQPACKET` looks the same.
+    public static func read(_ number: Int32, into buffer: UnsafeMutableRawBufferPointer) -> TransferResult {
+        while true {
+            let count = Glibc.read(number, buffer.baseAddress, buffer.count)
+            if count > 0 { return .moved(count) }
+            if count == 0 { return .end }
+            switch errno {
+            case EINTR: continue
+            case EAGAIN: return .wouldBlock
+            case EIO: return .end  // a terminal whose other side was closed
+            default: return .failed(errno)
+            }
+        }
+    }
+
+    /// Writes once without waiting and without `SIGPIPE` on sockets; the descriptor must be non-blocking.
+    public static func write(
+        _ number: Int32, _ bytes: UnsafeRawBufferPointer, isSocket: Bool
+    ) -> TransferResult {
+        while true {
+            let count =
+                isSocket
+                ? Glibc.send(number, bytes.baseAddress, bytes.count, Int32(MSG_NOSIGNAL))
+                : Glibc.write(number, bytes.baseAddress, bytes.count)
+            if count > 0 { return .moved(count) }
+            if count == 0 { return .wouldBlock }
+            switch errno {
+            case EINTR: continue
+            case EAGAIN: return .wouldBlock
+            default: return .failed(errno)
+            }
+        }
+    }
+
+    /// Tells the other side that no more bytes come (`shutdown(SHUT_WR)`).
+    public static func finishWriting(_ number: Int32) { _ = shutdown(number, Int32(SHUT_WR)) }
+
+    /// Makes the coming `close` a reset for TCP sockets; nothing for others.
+    public static func resetOnClose(_ number: Int32) { clinux_reset_on_close(number) }
+
+    /// Switches Nagle's delay off where there is one.
+    public static func setNoDelay(_ number: Int32) { clinux_no_delay(number) }
+
+    /// TCP only: the socket counts as full while this many bytes were not sent yet.
+    public static func setUnsentLowWater(_ number: Int32, bytes: Int) {
+        clinux_unsent_low_water(number, Int32(clamping: bytes))
+    }
+}
