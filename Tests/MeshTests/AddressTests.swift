@@ -20,8 +20,10 @@ import Testing
     }
 
     static let wrong = [
-        "", "1", "1.2.3", "1.2.3.4.5", "256.1.1.1", "01.2.3.4", "1.2.3.-4", "+1.2.3.4", " 1.2.3.4", ":", ":::",
-        "1::2::3", "1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8:9", "12345::", "g::", "fe80::1%eth0", "::1.2.3", "1.2.3.4::",
+        "", "1", "1.2.3", "1.2.3.4.5", "256.1.1.1", "01.2.3.4", "1.2.3.-4", "+1.2.3.4", " 1.2.3.4", ":",
+        ":::",
+        "1::2::3", "1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8:9", "12345::", "g::", "fe80::1%eth0", "::1.2.3",
+        "1.2.3.4::",
         "1:2:3:4:5:6:7:8::", "::+1", "1::-2",
     ]
 
@@ -32,7 +34,8 @@ import Testing
     @Test func socketAddresses() throws {
         #expect(SocketAddress("1.2.3.4:5")?.description == "1.2.3.4:5")
         #expect(SocketAddress("[::1]:65535")?.description == "[::1]:65535")
-        for wrong in ["1.2.3.4", "1.2.3.4:65536", "::1:5", "[1.2.3.4]:5", "[::1]5", ":5", "[]:5", "[", "]:1"] {
+        for wrong in ["1.2.3.4", "1.2.3.4:65536", "::1:5", "[1.2.3.4]:5", "[::1]5", ":5", "[]:5", "[", "]:1"]
+        {
             #expect(SocketAddress(wrong) == nil, "\(wrong)")
         }
     }
@@ -55,7 +58,8 @@ import Testing
 
     @Test func kindsOfAddresses() throws {
         let kinds: [(String, KeyPath<IPAddress, Bool>)] = [
-            ("127.8.8.8", \.isLoopback), ("::1", \.isLoopback), ("172.31.0.1", \.isPrivate), ("10.0.0.1", \.isPrivate),
+            ("127.8.8.8", \.isLoopback), ("::1", \.isLoopback), ("172.31.0.1", \.isPrivate),
+            ("10.0.0.1", \.isPrivate),
             ("192.168.1.1", \.isPrivate), ("fd00::1", \.isPrivate), ("fe80::1", \.isLinkLocal),
             ("169.254.1.1", \.isLinkLocal), ("224.0.0.1", \.isMulticast), ("ff02::1", \.isMulticast),
             ("0.0.0.0", \.isUnspecified), ("::", \.isUnspecified),
