@@ -16,6 +16,9 @@ public struct SystemError: Error, Hashable, Sendable, CustomStringConvertible {
         self.code = code
     }
 
+    /// Whether epoll refused a descriptor that is always ready, such as a regular file (EPERM).
+    public var isNotPollable: Bool { code == EPERM }
+
     public var description: String { "\(call): \(String(cString: strerror(code)))" }
 }
 

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// Everything that a node must know before it starts. What may change later has a setter on `Node` too.
+public struct NodeConfiguration: Sendable {
+    /// To which addresses the UDP sockets are bound.
+    public enum Binding: Hashable, Sendable {
+        /// `0.0.0.0` and `::`.
+        case any
+        /// `127.0.0.1` and `::1`: tests within one machine.
+        case loopback
+        /// No UDP at all: relays only.
+        case none
+    }
+
+    /// Numbers that bound what peers and users can make a node hold.
+    public struct Limits: Hashable, Sendable {
+        /// Peers, of any kind.
+        public var peers = 65_536
+        /// Mesh streams at once. Each holds one or two descriptors.
+        public var streams = 8_192
+        /// UDP flows at once; the least recently used one goes first.
+        public var flows = 1_024
+        /// A UDP flow without traffic ends after this. RFC 4787 §4.3 asks for two minutes or more.
+        public var flowIdle = Interval.seconds(120)
+        /// Accepted streams that nobody took yet, per listener. More are reset.
+        public var acceptQueue = 128
+        /// Bytes that wait for one relay connection: a quarter of a second at 16 MB/s.
+        public var relayBacklogBytes = 4 << 20
+        /// A packet does not wait longer than this for a relay that takes nothing.
+        public var relayBacklogTime = Interval.seconds(2)
+        /// Events kept for each reader of `pathEvents`, the newest win.
+        public var pathEvents = 1_024
+
+        /// The defaults.
+        public init() {}
+    }
+
+    /// The WireGuard key: the node's identity towards peers and relays.
+    public var privateKey: PrivateKey
+    /// The key of discovery messages. New per process.
+    public var discoKey: PrivateKey
+    /// Own addresses inside the tunnel.
+    public var addresses: [IPAddress]
+    /// UDP port, 0 for any. IPv4 and IPv6 try to share it.
+    public var listenPort: UInt16 = 0
+    /// Where UDP is bound.
+    public var binding = Binding.any
+    /// Largest IP packet inside the tunnel. `path-selection.md` §7.
+    public var mtuBytes = 1280
+    /// Only relays: no UDP paths are offered, tried or accepted. `path-selection.md` §6.
+    public var directBlocked = false
+    /// Connects to relays; nil for a node without relays.
+    public var relayDialer: (any RelayDialer)?
+    /// The relays.
+    public var derpMap = DERPMap()
+    /// Whether to answer and make IP traffic through the built-in stack (else: `tunName`).
+    public var tunName: String?
+    /// Overrides the address list that is offered to peers, for tests and odd networks.
+    public var fixedEndpoints: [SocketAddress]?
+    /// Bounds.
+    public var limits = Limits()
+    /// Called from the engine's thread with rare, human-readable events. Must return at once.
+    public var log: (@Sendable (_ message: String, _ metadata: [(String, String)]) -> Void)?
+
+    /// A node with these keys and addresses; the rest has defaults.
+    public init(privateKey: PrivateKey, discoKey: PrivateKey, addresses: [IPAddress]) {
+        self.privateKey = privateKey
+        self.discoKey = discoKey
+        self.addresses = addresses
+    }
+}
