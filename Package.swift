@@ -71,7 +71,7 @@ if !pureOnly {
     targets += [
         .systemLibrary(name: "CPQ", pkgConfig: "libpq", providers: [.apt(["libpq-dev"])]),
         .target(
-            name: "HTTPTransport", dependencies: nio + [log, "LinuxIO"], exclude: ["README.md"],
+            name: "HTTPTransport", dependencies: nio + [log, crypto, "LinuxIO"], exclude: ["README.md"],
             swiftSettings: base),
         .target(
             name: "Tailnet", dependencies: ["Mesh", "RPC", "HTTPTransport", "LinuxIO", log],
@@ -101,7 +101,9 @@ if !pureOnly {
         .testTarget(name: "TailnetTests", dependencies: ["Tailnet"], swiftSettings: base),
         .testTarget(name: "AgentTests", dependencies: ["Agent"], swiftSettings: base),
         .testTarget(name: "ServerTests", dependencies: ["Server"], swiftSettings: base),
-        .testTarget(name: "CLITests", dependencies: ["CLI"], swiftSettings: base),
+        .testTarget(
+            name: "HTTPTransportTests", dependencies: nio + ["HTTPTransport", "LinuxIO", crypto], swiftSettings: base),
+        .testTarget(name: "CLITests", dependencies: ["CLI", "HTTPTransport"], swiftSettings: base),
         .testTarget(name: "EndToEndTests", dependencies: [], swiftSettings: base),
     ]
 }
