@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 extension WireGuard {
-    /// Which peer owns which addresses: one path-compressed binary trie per family. Longest prefix wins; a prefix
-    /// belongs to one peer.
+    /// Which peer owns which addresses: one path-compressed binary trie per family. Longest prefix wins; a
+    /// prefix belongs to one peer.
     package struct AllowedIPs: Sendable {
         private var v4 = PrefixTrie()
         private var v6 = PrefixTrie()

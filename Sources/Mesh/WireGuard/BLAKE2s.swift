@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// BLAKE2s (RFC 7693), plain and keyed, and what WireGuard builds of it: HMAC-BLAKE2s-256 and the key derivation
-/// of whitepaper §5.4. Only handshakes use it, so it is plain scalar code.
+/// BLAKE2s (RFC 7693), plain and keyed, and what WireGuard builds of it: HMAC-BLAKE2s-256 and the key
+/// derivation of whitepaper §5.4. Only handshakes use it, so it is plain scalar code.
 @safe
 package struct BLAKE2s {
     private var state: InlineArray<8, UInt32>
@@ -240,8 +240,8 @@ extension BLAKE2s {
         }
     }
 
-    /// All three derived keys, for tests against published vectors. Keys shorter than 32 bytes are filled with
-    /// zeros, as HMAC does.
+    /// All three derived keys, for tests against published vectors. Keys shorter than 32 bytes are filled
+    /// with zeros, as HMAC does.
     package static func derive(key: [UInt8], _ input: [UInt8]) -> [[UInt8]] {
         var chainKey = WireGuard.Bytes32()
         unsafe chainKey.withMutableBytes { unsafe $0.copyBytes(from: key.prefix(32)) }

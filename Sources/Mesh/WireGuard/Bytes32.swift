@@ -3,8 +3,8 @@
 internal import CSodium
 
 extension WireGuard {
-    /// Thirty-two bytes of handshake state: a hash, a chain key, a symmetric key, a shared secret, a public key. Not a
-    /// key of people's configuration: those have their own types. Comparison takes constant time.
+    /// Thirty-two bytes of handshake state: a hash, a chain key, a symmetric key, a shared secret, a public
+    /// key. Not a key of people's configuration: those have their own types. Comparison takes constant time.
     @frozen
     package struct Bytes32: Equatable, Sendable, BitwiseCopyable {
         var words: (UInt64, UInt64, UInt64, UInt64)

@@ -105,8 +105,8 @@ extension WireGuard {
         }
     }
 
-    /// Decides whether handshakes come faster than they should be answered: a bucket that fills with each one and
-    /// drains at the rate of the limits.
+    /// Decides whether handshakes come faster than they should be answered: a bucket that fills with each one
+    /// and drains at the rate of the limits.
     struct LoadMeter {
         private var level: UInt64 = 0
         private var drained = Instant(nanoseconds: 0)

@@ -3,7 +3,8 @@
 extension WireGuard {
     /// What a datagram turned out to be.
     package enum Received: Hashable, Sendable {
-        /// An inner packet of the peer, at this range of the datagram. The peer is really at the datagram's source.
+        /// An inner packet of the peer, at this range of the datagram. The peer is really at the datagram's
+        /// source.
         case packet(PeerIndex, Range<Int>)
         /// An empty packet of the peer.
         case keepalive(PeerIndex)
@@ -11,8 +12,8 @@ extension WireGuard {
         case handshake(PeerIndex)
         /// A cookie of the peer, used with the next handshake message.
         case cookie(PeerIndex)
-        /// We are under load. The first bytes of the datagram were overwritten with a reply that should go back
-        /// to its source.
+        /// We are under load. The first bytes of the datagram were overwritten with a reply that should go
+        /// back to its source.
         case reply(length: Int)
         /// Dropped and counted.
         case dropped(DropReason)
@@ -25,8 +26,8 @@ extension WireGuard.Device {
     typealias Peer = WireGuard.Peer
     typealias KeyPair = WireGuard.KeyPair
 
-    /// Takes one datagram and opens it in place. Never allocates for data. `source` serves cookies and rate limits; that the
-    /// peer moved is for the caller to notice and judge.
+    /// Takes one datagram and opens it in place. Never allocates for data. `source` serves cookies and rate
+    /// limits; that the peer moved is for the caller to notice and judge.
     package mutating func receive(
         _ datagram: UnsafeMutableRawBufferPointer, from source: WireGuard.Source, now: Instant
     ) -> WireGuard.Received {

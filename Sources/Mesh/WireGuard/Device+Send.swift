@@ -37,8 +37,8 @@ extension WireGuard.Device {
         return pair
     }
 
-    /// Seals one inner packet in place. The packet begins `headerSize` bytes into the buffer; behind it must be room
-    /// for padding and tag (`paddedLength` + 16).
+    /// Seals one inner packet in place. The packet begins `headerSize` bytes into the buffer; behind it must
+    /// be room for padding and tag (`paddedLength` + 16).
     @inline(__always)
     package mutating func seal(
         _ index: WireGuard.PeerIndex, in buffer: UnsafeMutableRawBufferPointer, payloadLength: Int,
@@ -55,9 +55,9 @@ extension WireGuard.Device {
         return .sealed(length: length)
     }
 
-    /// Seals a burst of inner packets to one peer, laid out so that the datagrams lie one behind the other as one
-    /// UDP_SEGMENT send wants them: packet i begins `headerSize` bytes behind the end of datagram i − 1, and datagram
-    /// i is `paddedLength(length i) + overhead` long. The session is looked up once.
+    /// Seals a burst of inner packets to one peer, laid out so that the datagrams lie one behind the other as
+    /// one UDP_SEGMENT send wants them: packet i begins `headerSize` bytes behind the end of datagram i − 1,
+    /// and datagram i is `paddedLength(length i) + overhead` long. The session is looked up once.
     package mutating func sealBurst(
         _ index: WireGuard.PeerIndex, in buffer: UnsafeMutableRawBufferPointer, payloadLengths: Span<Int>,
         now: Instant
@@ -117,7 +117,8 @@ extension WireGuard.Device {
         }
     }
 
-    /// Keeps a copy of an inner packet until there is a session, and asks for one. The oldest packets give way.
+    /// Keeps a copy of an inner packet until there is a session, and asks for one. The oldest packets give
+    /// way.
     package mutating func stage(_ index: WireGuard.PeerIndex, _ packet: UnsafeRawBufferPointer, now: Instant)
     {
         precondition(mtu == 0 || packet.count <= mtu, "inner packets fit the MTU")
@@ -158,8 +159,8 @@ extension WireGuard.Device {
         ready.append(slot)
     }
 
-    /// Writes the next datagram to the start of the buffer, which has `outputSize` bytes; nil when there is none. `wallTime` goes
-    /// into timestamps of initiations.
+    /// Writes the next datagram to the start of the buffer, which has `outputSize` bytes; nil when there is
+    /// none. `wallTime` goes into timestamps of initiations.
     package mutating func nextOutput(
         into buffer: UnsafeMutableRawBufferPointer, now: Instant, wallTime: WireGuard.WallTime
     ) -> WireGuard.Output? {

@@ -18,8 +18,9 @@ extension WireGuard.Device {
         _ peer: UnsafeOwned<Peer>, keys: WireGuard.SessionKeys, local: UInt32, remote: UInt32, now: Instant
     ) {
         closeInitiation(of: peer)
-        // The peer began as well: both sessions are good and each side sends with its own. Without this, both would
-        // renew at the same moment again, for ever; so one waits a little, and finds the other's session in place.
+        // The peer began as well: both sessions are good and each side sends with its own. Without this, both
+        // would renew at the same moment again, for ever; so one waits a little, and finds the other's
+        // session in place.
         let isGlare = peer.value.next != nil
         let isLater = isGlare && peer.value.publicKey.nodePublicKey < identity.publicKey.nodePublicKey
         if isGlare { counters.glares &+= 1 }
@@ -43,7 +44,8 @@ extension WireGuard.Device {
         sessionDerived(peer, now: now)
     }
 
-    /// We answered an initiation: the session receives, and sends once the peer has shown that it has the keys.
+    /// We answered an initiation: the session receives, and sends once the peer has shown that it has the
+    /// keys.
     mutating func beginAsResponder(
         _ peer: UnsafeOwned<Peer>, keys: WireGuard.SessionKeys, local: UInt32, remote: UInt32, now: Instant
     ) {
@@ -112,8 +114,8 @@ extension WireGuard.Device {
         wake(peer, at: peer.value.timers.persistentKeepalive)
     }
 
-    /// Makes sure that the peer's timers are looked at by then. Later deadlines stay: they are sorted out when they
-    /// come, so that a packet seldom touches the heap.
+    /// Makes sure that the peer's timers are looked at by then. Later deadlines stay: they are sorted out
+    /// when they come, so that a packet seldom touches the heap.
     @inline(__always)
     mutating func wake(_ peer: UnsafeOwned<Peer>, at: Instant) {
         let slot = peer.value.index.slot
@@ -181,7 +183,8 @@ extension WireGuard.Device {
         if !isRetry { peer.value.attempts = 0 }
         guard !peer.value.wantsInitiation else { return }
         if let last = peer.value.lastSentHandshake, now.since(last) < limits.rekeyTimeout {
-            // We answered the peer a moment ago and wait for its confirmation; if that got lost, try ourselves.
+            // We answered the peer a moment ago and wait for its confirmation; if that got lost, try
+            // ourselves.
             if peer.value.timers.retransmit == .never, usablePair(of: peer, packets: 1, now: now) == nil {
                 peer.value.timers.retransmit = last + limits.rekeyTimeout + nextJitter()
                 wake(peer, at: peer.value.timers.retransmit)

@@ -10,6 +10,8 @@ extension WireGuard {
         case system
         /// A reproducible one: for tests and simulators.
         case seeded(SeededGenerator)
+        /// These numbers, one by one: for test vectors.
+        case scripted([UInt64])
 
         mutating func next() -> UInt64 {
             switch self {
@@ -19,6 +21,11 @@ extension WireGuard {
             case .seeded(var generator):
                 let number = generator.next()
                 self = .seeded(generator)
+                return number
+            case .scripted(var numbers):
+                precondition(!numbers.isEmpty, "the script has all numbers that are asked for")
+                let number = numbers.removeFirst()
+                self = .scripted(numbers)
                 return number
             }
         }
@@ -30,12 +37,12 @@ extension WireGuard {
         }
     }
 
-    /// All WireGuard peers of one node. No I/O, no clock: the caller passes the time and the packet memory, in which
-    /// packets are sealed and opened in place. One owner, one thread.
+    /// All WireGuard peers of one node. No I/O, no clock: the caller passes the time and the packet memory,
+    /// in which packets are sealed and opened in place. One owner, one thread.
     ///
-    /// Drive it like this: feed one or many inputs (`receive`, `seal`, `stage`, changes of peers); while `hasOutput`, call
-    /// `nextOutput` and send what it gives to that peer; sleep until `nextDeadline`, then call `handleTimeout` and
-    /// look for output again.
+    /// Drive it like this: feed one or many inputs (`receive`, `seal`, `stage`, changes of peers); while
+    /// `hasOutput`, call `nextOutput` and send what it gives to that peer; sleep until `nextDeadline`, then
+    /// call `handleTimeout` and look for output again.
     package struct Device: ~Copyable {
         /// Our long-term key and what follows from it.
         package internal(set) var identity: Identity
@@ -192,8 +199,8 @@ extension WireGuard {
             find(index)?.value.presharedKey = key?.value ?? Bytes32()
         }
 
-        /// Replaces our long-term key. Sessions still receive, but no longer send: the next packet starts a handshake
-        /// with the new key. A peer with that very key is removed and returned.
+        /// Replaces our long-term key. Sessions still receive, but no longer send: the next packet starts a
+        /// handshake with the new key. A peer with that very key is removed and returned.
         @discardableResult
         package mutating func setPrivateKey(_ key: PrivateKey) -> PeerIndex? {
             identity = Identity(key)
@@ -213,12 +220,16 @@ extension WireGuard {
         }
 
         /// The peer with this key.
-        package func peer(for key: NodePublicKey) -> PeerIndex? { slots[key].map(index(of:)) }
+        package func peer(for key: NodePublicKey) -> PeerIndex? {
+            guard let slot = slots[key] else { return nil }
+            return index(of: slot)
+        }
 
         /// The peer that packets for this inner address go to.
         @inline(__always)
         package func peer(for destination: IPAddress) -> PeerIndex? {
-            allowedIPs.owner(of: destination).map(index(of:))
+            guard let slot = allowedIPs.owner(of: destination) else { return nil }
+            return index(of: slot)
         }
 
         /// Traffic of a peer; nil when it is gone.
@@ -245,7 +256,8 @@ extension WireGuard {
 
         // MARK: Time
 
-        /// When `handleTimeout` must be called at the latest; `never` when nothing is due. May be early: then nothing happens.
+        /// When `handleTimeout` must be called at the latest; `never` when nothing is due. May be early: then
+        /// nothing happens.
         package var nextDeadline: Instant { timers.first?.at ?? .never }
     }
 }

@@ -11,11 +11,11 @@ extension WireGuard {
     /// Who we are in a handshake: the long-term key and what follows from it.
     package struct Identity: Sendable {
         let privateKey: PrivateKey
-        let publicKey: Bytes32
+        package let publicKey: Bytes32
         /// Key of MAC1 in messages for us.
-        let mac1Key: Bytes32
+        package let mac1Key: Bytes32
         /// Key of cookie replies that we send.
-        let cookieKey: Bytes32
+        package let cookieKey: Bytes32
 
         /// Derives what follows from the key.
         package init(_ privateKey: PrivateKey) {
@@ -37,24 +37,22 @@ extension WireGuard {
         package let receive: Bytes32
     }
 
-    /// An initiation that we sent and that waits for its response. Kept apart from answering the peer's own initiations, so
-    /// that two peers that start at once both get through in one round trip.
+    /// An initiation that we sent and that waits for its response. Kept apart from answering the peer's own
+    /// initiations, so that two peers that start at once both get through in one round trip.
     package struct InitiatorHandshake: BitwiseCopyable, Sendable {
         private var symmetric: SymmetricState
         private var ephemeral: Bytes32
         /// Sender index of the initiation.
         package let index: UInt32
 
-        /// Writes an initiation without MACs to the first 116 bytes of `message`. Nil when the peer's key is a
-        /// low-order point.
+        /// Writes an initiation without MACs to the first 116 bytes of `message`. Nil when the peer's key is
+        /// a low-order point.
         package init?(
             writing message: UnsafeMutableRawPointer, as identity: Identity, to peer: Bytes32,
             staticShared: Bytes32, index: UInt32, ephemeral: Bytes32, timestamp: Timestamp
         ) {
             guard let shared = Curve.shared(ephemeral, peer) else { return nil }
-            self.ephemeral = ephemeral
-            self.index = index
-            symmetric = SymmetricState()
+            var symmetric = SymmetricState()
             symmetric.mixHash(peer)
             let publicEphemeral = Curve.publicKey(of: ephemeral)
             unsafe message.store32(MessageType.initiation, at: 0)
@@ -75,6 +73,9 @@ extension WireGuard {
                     UnsafeRawBufferPointer(rebasing: $0[..<12]), key: timestampKey,
                     into: message.advanced(by: 88))
             }
+            self.symmetric = symmetric
+            self.ephemeral = ephemeral
+            self.index = index
         }
 
         /// Opens a response to this initiation. Nil: not a right one; the handshake goes on waiting.
@@ -113,22 +114,25 @@ extension WireGuard {
         /// Sender index of the initiation.
         package let peerIndex: UInt32
 
-        /// Opens the static key of an initiation of 148 bytes. Nil: not for us, or damaged, or a low-order point.
+        /// Opens the static key of an initiation of 148 bytes. Nil: not for us, or damaged, or a low-order
+        /// point.
         package init?(opening message: UnsafeRawPointer, as identity: Identity) {
-            peerEphemeral = unsafe Bytes32(at: message.advanced(by: 8))
-            peerIndex = unsafe UInt32(littleEndian: message.loadUnaligned(fromByteOffset: 4, as: UInt32.self))
-            guard let shared = Curve.shared(identity.privateKey, peerEphemeral) else { return nil }
-            symmetric = SymmetricState()
-            symmetric.mixHash(identity.publicKey)
-            symmetric.mixEphemeral(peerEphemeral)
-            let key = symmetric.mixKeyGivingKey(shared)
+            let ephemeral = unsafe Bytes32(at: message.advanced(by: 8))
+            guard let shared = Curve.shared(identity.privateKey, ephemeral) else { return nil }
+            var state = SymmetricState()
+            state.mixHash(identity.publicKey)
+            state.mixEphemeral(ephemeral)
+            let key = state.mixKeyGivingKey(shared)
             var claimed = Bytes32()
             let sealed = unsafe UnsafeRawBufferPointer(start: message.advanced(by: 40), count: 48)
             let isOpened = unsafe claimed.withMutableBytes {
-                unsafe symmetric.open(sealed, key: key, into: $0.baseAddress!)
+                unsafe state.open(sealed, key: key, into: $0.baseAddress!)
             }
             guard isOpened else { return nil }
+            symmetric = state
             peer = claimed
+            peerEphemeral = ephemeral
+            peerIndex = unsafe UInt32(littleEndian: message.loadUnaligned(fromByteOffset: 4, as: UInt32.self))
         }
 
         /// Opens the timestamp, which proves that the peer holds its long-term key.
@@ -144,8 +148,8 @@ extension WireGuard {
             return unsafe stamp.withBytes { unsafe Timestamp(at: $0.baseAddress!) }
         }
 
-        /// Writes the response without MACs to the first 60 bytes of `message` and gives the session's keys. Nil
-        /// when the peer used a low-order point.
+        /// Writes the response without MACs to the first 60 bytes of `message` and gives the session's keys.
+        /// Nil when the peer used a low-order point.
         package mutating func respond(
             into message: UnsafeMutableRawPointer, index: UInt32, ephemeral: Bytes32, presharedKey: Bytes32
         ) -> SessionKeys? {

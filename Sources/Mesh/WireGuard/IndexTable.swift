@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 extension WireGuard {
-    /// From the random indices that we gave to handshakes and sessions to the peer they belong to. Open addressing
-    /// without tombstones, at most half full. The keys are our own random numbers, so their low bits are the hash
-    /// and nobody else can make them collide.
+    /// From the random indices that we gave to handshakes and sessions to the peer they belong to. Open
+    /// addressing without tombstones, at most half full. The keys are our own random numbers, so their low
+    /// bits are the hash and nobody else can make them collide.
     struct IndexTable {
         /// What an index stands for.
         struct Entry {

@@ -29,8 +29,8 @@ extension WireGuard {
         /// Handshake messages that may come in at once before cookies are asked for: wireguard-go asks at 128
         /// waiting ones.
         package var handshakeBurst = 128
-        /// Handshake messages per second that one thread answers without asking for cookies: a quarter of a core at
-        /// 250 µs each.
+        /// Handshake messages per second that one thread answers without asking for cookies: a quarter of a
+        /// core at 250 µs each.
         package var handshakeRate: UInt64 = 1_000
         /// How long cookies are asked for once it began.
         package var loadTime: Interval = .seconds(1)
@@ -38,10 +38,11 @@ extension WireGuard {
         package var sourceRate: UInt64 = 20
         /// See `sourceRate`.
         package var sourceBurst: UInt64 = 5
-        /// Sources remembered for `sourceRate`, 40 bytes each. When full, new sources wait for the next second.
+        /// Sources remembered for `sourceRate`, 40 bytes each. When full, new sources wait for the next
+        /// second.
         package var sources = 8_192
-        /// Wrong responses to one of our initiations that are examined although we are under load: an attacker would have
-        /// to guess its index.
+        /// Wrong responses to one of our initiations that are examined although we are under load: an
+        /// attacker would have to guess its index.
         package var wrongResponses: UInt8 = 8
         /// Peers of one device, as in wireguard-go.
         package var peers = 65_536

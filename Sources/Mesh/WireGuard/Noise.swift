@@ -16,8 +16,8 @@ extension WireGuard {
             return result
         }
 
-        /// Shared secret of a private and a public key; nil when the public key is a low-order point and the secret
-        /// would be all zeros.
+        /// Shared secret of a private and a public key; nil when the public key is a low-order point and the
+        /// secret would be all zeros.
         package static func shared(_ secret: Bytes32, _ point: Bytes32) -> Bytes32? {
             unsafe secret.withBytes { unsafe shared($0, point) }
         }
@@ -46,7 +46,8 @@ extension WireGuard {
         }
     }
 
-    /// Chain key and hash of a handshake in progress: `Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s`, whitepaper §5.4.
+    /// Chain key and hash of a handshake in progress: `Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s`, whitepaper
+    /// §5.4.
     package struct SymmetricState: BitwiseCopyable, Sendable {
         package private(set) var chainKey: Bytes32
         package private(set) var hash: Bytes32
@@ -76,7 +77,7 @@ extension WireGuard {
             hash = unsafe value.withBytes { unsafe BLAKE2s.hash(hash, $0) }
         }
 
-        mutating func mixHash(_ bytes: UnsafeRawBufferPointer) {
+        package mutating func mixHash(_ bytes: UnsafeRawBufferPointer) {
             hash = unsafe BLAKE2s.hash(hash, bytes)
         }
 
@@ -166,8 +167,9 @@ extension WireGuard {
         }
     }
 
-    /// When an initiation was made: u64 big-endian seconds since 1970 plus 2⁶² + 10, u32 big-endian nanoseconds.
-    /// Whitepaper §5.1; the low 24 bits are cleared on sending so that the clock is not disclosed too finely.
+    /// When an initiation was made: u64 big-endian seconds since 1970 plus 2⁶² + 10, u32 big-endian
+    /// nanoseconds. Whitepaper §5.1; the low 24 bits are cleared on sending so that the clock is not
+    /// disclosed too finely.
     package struct Timestamp: Comparable, BitwiseCopyable, Sendable {
         let seconds: UInt64
         let nanoseconds: UInt32

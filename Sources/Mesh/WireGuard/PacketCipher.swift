@@ -4,8 +4,8 @@ internal import CCryptoBoringSSL
 internal import CSodium
 
 extension WireGuard {
-    /// ChaCha20-Poly1305 (RFC 8439) on packets, in place, without allocation: load a key, then seal or open as many
-    /// packets as there are. Two interchangeable back ends. One owner, one thread.
+    /// ChaCha20-Poly1305 (RFC 8439) on packets, in place, without allocation: load a key, then seal or open
+    /// as many packets as there are. Two interchangeable back ends. One owner, one thread.
     @safe
     package struct PacketCipher: ~Copyable {
         /// Who computes.
@@ -77,7 +77,8 @@ extension WireGuard {
             }
         }
 
-        /// Decrypts `length` bytes in place if the tag right behind them is right; if not, their content is lost.
+        /// Decrypts `length` bytes in place if the tag right behind them is right; if not, their content is
+        /// lost.
         @inline(__always)
         package func open(_ text: UnsafeMutableRawPointer, length: Int, counter: UInt64) -> Bool {
             let nonce = Nonce(counter)
@@ -120,8 +121,8 @@ extension WireGuard {
 }
 
 extension WireGuard.PacketCipher {
-    /// Seals a text of known result, opens it again, and refuses each kind of damage; also agrees with the other
-    /// back end for all lengths around the borders of its loops.
+    /// Seals a text of known result, opens it again, and refuses each kind of damage; also agrees with the
+    /// other back end for all lengths around the borders of its loops.
     package static func selfTest(_ backEnd: BackEnd) -> Bool {
         let cipher = Self(backEnd)
         let other = Self(backEnd == .sodium ? .boringSSL : .sodium)

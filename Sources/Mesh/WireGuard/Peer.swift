@@ -3,7 +3,8 @@
 internal import DequeModule
 
 extension WireGuard {
-    /// One session: two keys, our counter, the peer's window. About 1.2 KB, allocated when a handshake succeeds.
+    /// One session: two keys, our counter, the peer's window. About 1.2 KB, allocated when a handshake
+    /// succeeds.
     struct KeyPair: ~Copyable {
         let keys: SessionKeys
         let peer: UnsafeOwned<Peer>
@@ -58,7 +59,8 @@ extension WireGuard {
         var current: UnsafeOwned<KeyPair>?
         /// Receives packets that were under way during a change.
         var previous: UnsafeOwned<KeyPair>?
-        /// The session before the previous one after both sides began at once: its packets may be under way too.
+        /// The session before the previous one after both sides began at once: its packets may be under way
+        /// too.
         var retired: UnsafeOwned<KeyPair>?
 
         // Handshake.

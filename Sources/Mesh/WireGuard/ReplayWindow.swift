@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 extension WireGuard {
-    /// Which of the last counters were seen: RFC 6479 with a ring of 8192 bits, of which 8128 below the greatest
-    /// counter count. 1,032 bytes.
+    /// Which of the last counters were seen: RFC 6479 with a ring of 8192 bits, of which 8128 below the
+    /// greatest counter count. 1,032 bytes.
     package struct ReplayWindow: Sendable {
         /// How far below the greatest counter a packet may be.
         package static let size: UInt64 = 8128

@@ -1,24 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
 extension WireGuard {
-    /// The next deadline of each peer slot, earliest first: a binary heap with the place of each slot noted. Asking
-    /// for the earliest is one load; peers without a deadline are not in it.
-    struct TimerHeap {
+    /// The next deadline of each peer slot, earliest first: a binary heap with the place of each slot noted.
+    /// Asking for the earliest is one load; peers without a deadline are not in it.
+    package struct TimerHeap: Sendable {
         private var heap: [(at: Instant, slot: UInt32)] = []
         private var places: [Int32] = []
 
+        /// No deadlines.
+        package init() {}
+
         /// Earliest deadline of all.
-        var first: (at: Instant, slot: UInt32)? { heap.first }
+        package var first: (at: Instant, slot: UInt32)? { heap.first }
 
         /// When the slot is due; `never` when it has no deadline.
-        func deadline(of slot: UInt32) -> Instant {
+        package func deadline(of slot: UInt32) -> Instant {
             let slot = Int(slot)
             guard slot < places.count, places[slot] >= 0 else { return .never }
             return heap[Int(places[slot])].at
         }
 
         /// Sets the slot's deadline; `never` takes it out.
-        mutating func set(_ slot: UInt32, to at: Instant) {
+        package mutating func set(_ slot: UInt32, to at: Instant) {
             while places.count <= Int(slot) { places.append(-1) }
             let place = Int(places[Int(slot)])
             if at == .never {

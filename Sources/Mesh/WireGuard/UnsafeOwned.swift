@@ -2,9 +2,9 @@
 
 internal import CSodium
 
-/// A pointer to a value that a `WireGuard.Device` owns, so that tables can name it and key pairs can change places
-/// without being moved. Invariant: whoever frees it has removed it from every table before, in the same call of
-/// the device; no such pointer leaves the device. Freed memory is overwritten: it held keys.
+/// A pointer to a value that a `WireGuard.Device` owns, so that tables can name it and key pairs can change
+/// places without being moved. Invariant: whoever frees it has removed it from every table before, in the
+/// same call of the device; no such pointer leaves the device. Freed memory is overwritten: it held keys.
 @safe
 struct UnsafeOwned<Value: ~Copyable>: Equatable {
     private let pointer: UnsafeMutablePointer<Value>

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The WireGuard protocol in user space: Noise_IKpsk2 handshake, transport, timers, cookies, allowed IPs. Pure: no
-/// I/O, no clock; the caller passes time and packet memory. Entry point: `Device`. Source: whitepaper
-/// "WireGuard: Next Generation Kernel Network Tunnel", and `wireguard-go` where the paper is silent.
+/// The WireGuard protocol in user space: Noise_IKpsk2 handshake, transport, timers, cookies, allowed IPs.
+/// Pure: no I/O, no clock; the caller passes time and packet memory. Entry point: `Device`. Source:
+/// whitepaper "WireGuard: Next Generation Kernel Network Tunnel", and `wireguard-go` where the paper is
+/// silent.
 package enum WireGuard {
     /// Type, three zero bytes, receiver index, counter: what goes before the inner packet.
     package static let headerSize = 16
@@ -25,7 +26,8 @@ package enum WireGuard {
         return length - last + min((last + 15) & ~15, mtu)
     }
 
-    /// Names a peer of one `Device`. Becomes invalid when the peer is removed, also if its slot is used again.
+    /// Names a peer of one `Device`. Becomes invalid when the peer is removed, also if its slot is used
+    /// again.
     @frozen
     package struct PeerIndex: Hashable, Sendable {
         /// Place in the device's table: small numbers, used again after a removal. Good as an array index.
@@ -38,7 +40,8 @@ package enum WireGuard {
         }
     }
 
-    /// Message types: the first four bytes as a little-endian number, so that the reserved bytes are checked too.
+    /// Message types: the first four bytes as a little-endian number, so that the reserved bytes are checked
+    /// too.
     enum MessageType {
         static let initiation: UInt32 = 1
         static let response: UInt32 = 2
