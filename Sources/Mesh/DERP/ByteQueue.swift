@@ -17,15 +17,15 @@
     package var count: Int { tail - head }
     package var isEmpty: Bool { tail == head }
     /// Memory held, bytes.
-    package var capacity: Int { memory.count }
+    package var capacity: Int { unsafe memory.count }
     /// Position of the first waiting byte; positions stay valid until the next `reserve` or `append`.
     package var start: Int { head }
 
     /// Makes room for `needed` more bytes at the end.
     package mutating func reserve(_ needed: Int) {
-        guard memory.count - tail < needed else { return }
+        guard capacity - tail < needed else { return }
         // Moving at most as much as was consumed keeps the cost per byte constant.
-        if head >= count, memory.count - count >= needed {
+        if head >= count, capacity - count >= needed {
             if head > 0, count > 0 {
                 unsafe memory.baseAddress!.copyMemory(from: memory.baseAddress! + head, byteCount: count)
             }
@@ -33,9 +33,9 @@
             head = 0
             return
         }
-        var size = max(memory.count * 2, 512)
+        var size = max(capacity * 2, 512)
         while size - count < needed { size *= 2 }
-        let larger = unsafe UnsafeMutableRawBufferPointer.allocate(byteCount: size, alignment: 16)
+        let larger = UnsafeMutableRawBufferPointer.allocate(byteCount: size, alignment: 16)
         if count > 0 {
             unsafe larger.baseAddress!.copyMemory(from: memory.baseAddress! + head, byteCount: count)
         }
@@ -47,7 +47,7 @@
 
     /// Gives memory back when nothing waits.
     package mutating func releaseIfEmpty() {
-        guard isEmpty, memory.count > 0 else { return }
+        guard isEmpty, capacity > 0 else { return }
         unsafe memory.deallocate()
         unsafe memory = UnsafeMutableRawBufferPointer(start: nil, count: 0)
         head = 0
@@ -68,7 +68,7 @@
     /// Appends a copy.
     package mutating func append(_ bytes: RawSpan) {
         guard bytes.byteCount > 0 else { return }
-        fill(atLeast: bytes.byteCount) { free in
+        unsafe fill(atLeast: bytes.byteCount) { free in
             unsafe bytes.withUnsafeBytes { source in
                 unsafe free.baseAddress!.copyMemory(from: source.baseAddress!, byteCount: source.count)
             }
@@ -82,7 +82,9 @@
     }
 
     /// The waiting bytes, writable.
-    package mutating func withMutableBytes<R>(_ body: (UnsafeMutableRawBufferPointer) throws -> R) rethrows -> R {
+    package mutating func withMutableBytes<R>(
+        _ body: (UnsafeMutableRawBufferPointer) throws -> R
+    ) rethrows -> R {
         try unsafe body(UnsafeMutableRawBufferPointer(rebasing: memory[head..<tail]))
     }
 

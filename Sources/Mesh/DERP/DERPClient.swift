@@ -171,7 +171,8 @@ package struct DERPClient: ~Copyable, Sendable {
         }
     }
 
-    private mutating func handle(_ type: UInt8, at body: Range<Int>, now: Instant) throws(DERPError) -> Event? {
+    private mutating func handle(_ type: UInt8, at body: Range<Int>, now: Instant) throws(DERPError) -> Event?
+    {
         switch DERPFrameType(rawValue: type) {
         case .serverKey:
             return try handleServerKey(copy(body))
@@ -209,7 +210,7 @@ package struct DERPClient: ~Copyable, Sendable {
     private mutating func handleServerKey(_ body: [UInt8]) throws(DERPError) -> Event? {
         guard case .awaitingKey = login else { return nil }
         guard body.starts(with: DERP.magic) else { throw .badMagic }
-        let server: NodePublicKey = body.span.bytes.wireKey(8)
+        let server: NodePublicKey = unsafe body.span.bytes.wireKey(8)
         guard let box = BoxKey(ours: privateKey, theirs: server) else { throw .weakKey }
         let nonce = BoxNonce(using: &random)
         let sealed = box.seal(info.json, nonce: nonce)
@@ -224,12 +225,12 @@ package struct DERPClient: ~Copyable, Sendable {
 
     private mutating func handleServerInfo(_ body: [UInt8], now: Instant) throws(DERPError) -> Event? {
         guard case .awaitingInfo(let box) = login else { return nil }
-        let bytes = body.span.bytes
+        let bytes = unsafe body.span.bytes
         guard let text = box.open(bytes.extracting(24..<body.count), nonce: BoxNonce(bytes)) else {
             throw .cannotOpen
         }
         let server: DERPServerInfo
-        do { server = try DERPServerInfo(json: text.span.bytes) } catch { throw .badLogin(error) }
+        do { server = try unsafe DERPServerInfo(json: text.span.bytes) } catch { throw .badLogin(error) }
         login = .done
         rate = server.tokenBucketBytesPerSecond
         burst = max(server.tokenBucketBytesBurst, DERP.headerBytes + DERP.keyBytes + DERP.maximumPayloadBytes)
@@ -242,7 +243,9 @@ package struct DERPClient: ~Copyable, Sendable {
         input.withBytes { $0.wireBytes(range.lowerBound - input.start..<range.upperBound - input.start) }
     }
 
-    private func key(at position: Int) -> NodePublicKey { input.withBytes { $0.wireKey(position - input.start) } }
+    private func key(at position: Int) -> NodePublicKey {
+        input.withBytes { $0.wireKey(position - input.start) }
+    }
 
     private func number(_ bytes: [UInt8], bytes count: Int) -> UInt64 {
         bytes.prefix(count).reduce(0) { $0 << 8 | UInt64($1) }
@@ -260,7 +263,8 @@ package struct DERPClient: ~Copyable, Sendable {
     /// relay's rate is used up, or it is longer than relays carry.
     @discardableResult
     package mutating func send(_ packet: RawSpan, to peer: NodePublicKey, now: Instant) -> Bool {
-        guard packet.byteCount <= DERP.maximumPayloadBytes, output.count + early.count < limits.outputBytes else {
+        guard packet.byteCount <= DERP.maximumPayloadBytes, output.count + early.count < limits.outputBytes
+        else {
             counters.packetsDroppedFull += 1
             return false
         }
@@ -316,7 +320,11 @@ package struct DERPClient: ~Copyable, Sendable {
     }
 
     private mutating func enqueue(_ frame: [UInt8]) {
-        if case .awaitingKey = login { early.append(frame.span.bytes) } else { output.append(frame.span.bytes) }
+        if case .awaitingKey = login {
+            unsafe early.append(frame.span.bytes)
+        } else {
+            unsafe output.append(frame.span.bytes)
+        }
     }
 
     /// Whether bytes wait to be written.

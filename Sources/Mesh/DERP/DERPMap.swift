@@ -11,7 +11,8 @@ public struct DERPMap: Hashable, Sendable, Codable {
     public var omitDefaultRegions: Bool
 
     /// A map of these regions.
-    public init(regions: [Int: Region] = [:], homeParams: HomeParams? = nil, omitDefaultRegions: Bool = false) {
+    public init(regions: [Int: Region] = [:], homeParams: HomeParams? = nil, omitDefaultRegions: Bool = false)
+    {
         self.regions = regions
         self.homeParams = homeParams
         self.omitDefaultRegions = omitDefaultRegions
@@ -120,7 +121,8 @@ public struct DERPMap: Hashable, Sendable, Codable {
     public func rewritingEmbeddedRelay(host: String, port: Int, isTLS: Bool) -> DERPMap {
         var result = self
         for id in regionIDs where regions[id]?.isEmbeddedRelay == true {
-            for index in regions[id]?.nodes.indices ?? 0..<0 where result.regions[id]?.nodes[index].isSTUNOnly == false {
+            for index in regions[id]?.nodes.indices ?? 0..<0
+            where result.regions[id]?.nodes[index].isSTUNOnly == false {
                 result.regions[id]?.nodes[index].hostName = host
                 result.regions[id]?.nodes[index].derpPort = port
                 result.regions[id]?.nodes[index].forcesHTTP = !isTLS
@@ -164,7 +166,9 @@ public struct DERPMap: Hashable, Sendable, Codable {
         } else {
             server.addresses = [IPAddress(node.ipv4), IPAddress(node.ipv6)].compactMap { $0 }
             if let literal = IPAddress(node.hostName) {
-                if literal.isV4 ? server.mayResolveV4 : server.mayResolveV6 { server.addresses.append(literal) }
+                if literal.isV4 ? server.mayResolveV4 : server.mayResolveV6 {
+                    server.addresses.append(literal)
+                }
                 server.hostName = ""
             }
         }
@@ -182,7 +186,8 @@ public struct DERPMap: Hashable, Sendable, Codable {
     public init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
         homeParams = try values.decodeIfPresent(HomeParams.self, forKey: .homeParams)
-        regions = try values.decodeIfPresent([Int: Region?].self, forKey: .regions)?.compactMapValues { $0 } ?? [:]
+        regions =
+            try values.decodeIfPresent([Int: Region?].self, forKey: .regions)?.compactMapValues { $0 } ?? [:]
         omitDefaultRegions = try values.decodeIfPresent(Bool.self, forKey: .omitDefaultRegions) ?? false
     }
 
@@ -248,9 +253,15 @@ extension DERPMap.Node: Codable {
     /// Reads Go's form; missing values are empty.
     public init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
-        func text(_ key: CodingKeys) throws -> String { try values.decodeIfPresent(String.self, forKey: key) ?? "" }
-        func flag(_ key: CodingKeys) throws -> Bool { try values.decodeIfPresent(Bool.self, forKey: key) ?? false }
-        func number(_ key: CodingKeys) throws -> Int { try values.decodeIfPresent(Int.self, forKey: key) ?? 0 }
+        func text(_ key: CodingKeys) throws -> String {
+            try values.decodeIfPresent(String.self, forKey: key) ?? ""
+        }
+        func flag(_ key: CodingKeys) throws -> Bool {
+            try values.decodeIfPresent(Bool.self, forKey: key) ?? false
+        }
+        func number(_ key: CodingKeys) throws -> Int {
+            try values.decodeIfPresent(Int.self, forKey: key) ?? 0
+        }
         self.init(name: try text(.name), regionID: try number(.regionID), hostName: try text(.hostName))
         certName = try text(.certName)
         ipv4 = try text(.ipv4)
@@ -270,7 +281,9 @@ extension DERPMap.Node: Codable {
         try values.encode(name, forKey: .name)
         try values.encode(regionID, forKey: .regionID)
         try values.encode(hostName, forKey: .hostName)
-        let texts = [(CodingKeys.certName, certName), (.ipv4, ipv4), (.ipv6, ipv6), (.stunTestIP, stunTestIP)]
+        let texts = [
+            (CodingKeys.certName, certName), (.ipv4, ipv4), (.ipv6, ipv6), (.stunTestIP, stunTestIP),
+        ]
         for (key, text) in texts where !text.isEmpty { try values.encode(text, forKey: key) }
         for (key, number) in [(CodingKeys.stunPort, stunPort), (.derpPort, derpPort)] where number != 0 {
             try values.encode(number, forKey: key)

@@ -135,7 +135,9 @@ package struct DERPServerSession: Sendable {
         return true
     }
 
-    private mutating func handle(_ type: UInt8, _ bytes: RawSpan, _ body: Range<Int>) throws(DERPError) -> Input {
+    private mutating func handle(
+        _ type: UInt8, _ bytes: RawSpan, _ body: Range<Int>
+    ) throws(DERPError) -> Input {
         let start = body.lowerBound
         switch DERPFrameType(rawValue: type) {
         case .sendPacket:
@@ -146,7 +148,8 @@ package struct DERPServerSession: Sendable {
             return .ping(bytes.wire64(start))
         case .forwardPacket:
             return .forward(
-                from: bytes.wireKey(start), to: bytes.wireKey(start + 32), payload: start + 64..<body.upperBound)
+                from: bytes.wireKey(start), to: bytes.wireKey(start + 32),
+                payload: start + 64..<body.upperBound)
         case .watchConnections:
             return .watchConnections
         case .closePeer:
@@ -161,9 +164,11 @@ package struct DERPServerSession: Sendable {
         // A zero or low-order key has no box key; upstream crashes on it.
         guard let box = BoxKey(ours: serverKey, theirs: client) else { throw .weakKey }
         let nonce = BoxNonce(body.extracting(32..<56))
-        guard let text = box.open(body.extracting(56..<body.byteCount), nonce: nonce) else { throw .cannotOpen }
+        guard let text = box.open(body.extracting(56..<body.byteCount), nonce: nonce) else {
+            throw .cannotOpen
+        }
         let info: DERPClientInfo
-        do { info = try DERPClientInfo(json: text.span.bytes) } catch { throw .badLogin(error) }
+        do { info = try unsafe DERPClientInfo(json: text.span.bytes) } catch { throw .badLogin(error) }
         isMeshPeer = !meshKey.isEmpty && Self.isSame(Array(info.meshKey.utf8), meshKey)
         self.box = box
         state = .open

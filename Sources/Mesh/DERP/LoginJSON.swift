@@ -213,7 +213,9 @@ package struct LoginJSON {
         while let byte = peek, allowed.contains(byte), position - start < 64 { position += 1 }
         let text = String(decoding: bytes[start..<position], as: UTF8.self)
         if let integer = Int(text), !text.hasPrefix("+") { return .integer(integer) }
-        guard Double(text) != nil, !text.hasPrefix("+"), !text.hasPrefix(".") else { throw .syntax(at: start) }
+        guard Double(text) != nil, !text.hasPrefix("+"), !text.hasPrefix(".") else {
+            throw .syntax(at: start)
+        }
         return .other
     }
 
@@ -271,7 +273,9 @@ package struct LoginJSON {
         guard position + 4 <= bytes.count else { throw .syntax(at: position) }
         var result: UInt16 = 0
         for byte in bytes[position..<position + 4] {
-            guard let digit = Character(Unicode.Scalar(byte)).hexDigitValue else { throw .syntax(at: position) }
+            guard let digit = Character(Unicode.Scalar(byte)).hexDigitValue else {
+                throw .syntax(at: position)
+            }
             result = result << 4 | UInt16(digit)
         }
         position += 4

@@ -8,7 +8,9 @@ package struct BoxNonce: Sendable, Hashable {
     private var words: (UInt64, UInt64, UInt64)
 
     /// A random nonce.
-    package init(using random: inout SecureGenerator) { words = (random.next(), random.next(), random.next()) }
+    package init(using random: inout SecureGenerator) {
+        words = (random.next(), random.next(), random.next())
+    }
 
     /// Exactly 24 bytes of a message.
     package init(_ bytes: RawSpan) {
@@ -67,7 +69,9 @@ package final class BoxKey: Sendable {
     /// Opens `box` (tag first) into `text`, which must be 16 bytes shorter. False when it was not sealed with this
     /// key; `text` is untouched then.
     package func open(_ box: RawSpan, nonce: BoxNonce, into text: UnsafeMutableRawBufferPointer) -> Bool {
-        guard box.byteCount >= Self.tagBytes, text.count == box.byteCount - Self.tagBytes else { return false }
+        guard box.byteCount >= Self.tagBytes, text.count == box.byteCount - Self.tagBytes else {
+            return false
+        }
         return unsafe box.withUnsafeBytes { box in
             unsafe secret.withUnsafeBytes { key in
                 unsafe nonce.withUnsafeBytes { nonce in

@@ -79,7 +79,7 @@ package enum Disco {
         guard let text = key.open(bytes.extracting(headerBytes..<bytes.byteCount), nonce: nonce) else {
             throw .cannotOpen
         }
-        return try parse(text.span.bytes)
+        return try unsafe parse(text.span.bytes)
     }
 
     /// Parses the text inside the box. Versions of Ping and Pong are not looked at: 0 and 1 are the same.
@@ -111,16 +111,17 @@ package enum Disco {
         padding wireBytes: Int? = paddedBytes, into memory: UnsafeMutableRawBufferPointer
     ) -> Int {
         var writer = unsafe WireWriter(memory)
-        writer.bytes(magic.span.bytes)
+        unsafe writer.bytes(magic.span.bytes)
         writer.key(sender)
-        writer.bytes(nonce.bytes.span.bytes)
+        unsafe writer.bytes(nonce.bytes.span.bytes)
         writer.skip(BoxKey.tagBytes)
         write(message, version: wireBytes == nil ? 0 : 1, to: &writer)
         if case .callMeMaybe = message {
         } else if let wireBytes, wireBytes > writer.count {
             writer.zeros(wireBytes - writer.count)
         }
-        unsafe key.seal(UnsafeMutableRawBufferPointer(rebasing: memory[headerBytes..<writer.count]), nonce: nonce)
+        unsafe key.seal(
+            UnsafeMutableRawBufferPointer(rebasing: memory[headerBytes..<writer.count]), nonce: nonce)
         return writer.count
     }
 

@@ -26,7 +26,8 @@ extension RawSpan {
     /// Thirty-two bytes as a public key.
     package func wireKey<Key: PublicKeyBytes>(_ offset: Int, as kind: Key.Type = Key.self) -> Key {
         func word(_ index: Int) -> UInt64 {
-            UInt64(littleEndian: unsafe unsafeLoadUnaligned(fromByteOffset: offset + index * 8, as: UInt64.self))
+            UInt64(
+                littleEndian: unsafe unsafeLoadUnaligned(fromByteOffset: offset + index * 8, as: UInt64.self))
         }
         return Key(words: (word(0), word(1), word(2), word(3)))
     }
@@ -45,8 +46,10 @@ extension RawSpan {
 
     package init(_ memory: UnsafeMutableRawBufferPointer) { unsafe self.memory = memory }
 
+    private var room: Int { unsafe memory.count - count }
+
     private mutating func put<T: BitwiseCopyable>(_ value: T) {
-        precondition(MemoryLayout<T>.size <= memory.count - count, "output buffer too small")
+        precondition(MemoryLayout<T>.size <= room, "output buffer too small")
         unsafe memory.storeBytes(of: value, toByteOffset: count, as: T.self)
         count += MemoryLayout<T>.size
     }
@@ -64,7 +67,7 @@ extension RawSpan {
     }
 
     package mutating func bytes(_ bytes: RawSpan) {
-        precondition(bytes.byteCount <= memory.count - count, "output buffer too small")
+        precondition(bytes.byteCount <= room, "output buffer too small")
         unsafe bytes.withUnsafeBytes { source in
             guard let base = source.baseAddress else { return }
             unsafe (memory.baseAddress! + count).copyMemory(from: base, byteCount: source.count)
@@ -73,14 +76,14 @@ extension RawSpan {
     }
 
     package mutating func zeros(_ number: Int) {
-        precondition(number >= 0 && number <= memory.count - count, "output buffer too small")
+        precondition(number >= 0 && number <= room, "output buffer too small")
         for offset in count..<count + number { unsafe memory[offset] = 0 }
         count += number
     }
 
     /// Leaves `number` bytes as they are, for a later step to fill.
     package mutating func skip(_ number: Int) {
-        precondition(number >= 0 && number <= memory.count - count, "output buffer too small")
+        precondition(number >= 0 && number <= room, "output buffer too small")
         count += number
     }
 }

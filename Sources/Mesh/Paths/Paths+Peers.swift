@@ -119,7 +119,8 @@ extension Paths {
             report(.candidateRefused(address, source, refusal), slot, now: now)
             return nil
         }
-        if peers[slot]!.candidates.count >= limits.candidates, !displaceCandidate(slot, for: source, now: now) {
+        if peers[slot]!.candidates.count >= limits.candidates, !displaceCandidate(slot, for: source, now: now)
+        {
             report(.candidateRefused(address, source, .tableFull), slot, now: now)
             return nil
         }
@@ -144,7 +145,8 @@ extension Paths {
         let candidates = peers[slot]!.candidates
         let victim = candidates.indices
             .filter {
-                !candidates[$0].isInNodeList && candidates[$0].callMeMaybeAt == nil && candidates[$0].address != best
+                !candidates[$0].isInNodeList && candidates[$0].callMeMaybeAt == nil
+                    && candidates[$0].address != best
             }
             .min { (candidates[$0].pingedUsAt ?? .never) < (candidates[$1].pingedUsAt ?? .never) }
         guard let victim else { return false }
@@ -179,7 +181,8 @@ extension Paths {
 
     mutating func map(_ address: SocketAddress, to slot: Int) {
         if slotOfAddress[address] != slot { slotOfAddress[address] = slot }
-        guard peers[slot]!.candidateIndex(address) == nil, !peers[slot]!.extraAddresses.contains(address) else {
+        guard peers[slot]!.candidateIndex(address) == nil, !peers[slot]!.extraAddresses.contains(address)
+        else {
             return
         }
         peers[slot]!.extraAddresses.append(address)

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import DequeModule
+internal import HeapModule
+
 // When pings and CallMeMaybes are sent, and what their absence means.
 extension Paths {
     /// The session is in use: heartbeats go on.
@@ -41,7 +44,9 @@ extension Paths {
     }
 
     private mutating func scheduleResend(_ slot: Int, now: Instant) {
-        guard let first = limits.resend.first, !(peers[slot]!.best?.isTrusted(at: now) ?? false) else { return }
+        guard let first = limits.resend.first, !(peers[slot]!.best?.isTrusted(at: now) ?? false) else {
+            return
+        }
         peers[slot]!.resendStep = 0
         peers[slot]!.resendAt = now + first
     }
@@ -121,7 +126,8 @@ extension Paths {
             guard let region = relayRegion(slot), !isDirectBlocked else { continue }
             let peer = peers[slot]!
             let isSeeking =
-                peer.isActive(at: now, within: limits.sessionActive) && !(peer.best?.isTrusted(at: now) ?? false)
+                peer.isActive(at: now, within: limits.sessionActive)
+                && !(peer.best?.isTrusted(at: now) ?? false)
             let isPaced = peer.lastCallMeMaybe.map { now.since($0) >= .milliseconds(500) } ?? true
             if peer.callMeMaybeAt != .never || isChanged && isSeeking && isPaced {
                 sendCallMeMaybe(slot, region: region, now: now)

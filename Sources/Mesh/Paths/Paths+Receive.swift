@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import DequeModule
+
 extension Paths {
     /// Handles one discovery message. Returns why it was dropped, or nil. `disco.md` §4.
     @discardableResult
@@ -188,7 +190,8 @@ extension Paths {
         // Of what is named no longer, what nothing else speaks for goes first: it makes room.
         let named = Set(addresses)
         for address in earlier where !named.contains(address) {
-            guard let index = peers[slot]!.candidateIndex(address), !peers[slot]!.candidates[index].isInNodeList,
+            guard let index = peers[slot]!.candidateIndex(address),
+                !peers[slot]!.candidates[index].isInNodeList,
                 peers[slot]!.candidates[index].pingedUsAt == nil
             else { continue }
             removeCandidate(slot, index, .noLongerNamed, now: now)
@@ -239,7 +242,8 @@ extension Paths {
         _ message: DiscoMessage, _ slot: Int, into memory: UnsafeMutableRawBufferPointer
     ) -> Int {
         let nonce = BoxNonce(using: &random)
-        return unsafe Disco.seal(message, from: ownDiscoKey, with: peers[slot]!.box, nonce: nonce, into: memory)
+        return unsafe Disco.seal(
+            message, from: ownDiscoKey, with: peers[slot]!.box, nonce: nonce, into: memory)
     }
 
     /// 127.3.3.40:region, which stands for a relay where the wire wants an address.

@@ -67,7 +67,8 @@ public struct Paths: ~Copyable, Sendable {
         /// Addresses that the coordinator names.
         package var endpoints: [SocketAddress]
 
-        package init(nodeKey: NodePublicKey, discoKey: DiscoPublicKey, home: Int, endpoints: [SocketAddress]) {
+        package init(nodeKey: NodePublicKey, discoKey: DiscoPublicKey, home: Int, endpoints: [SocketAddress])
+        {
             self.nodeKey = nodeKey
             self.discoKey = discoKey
             self.home = home
@@ -182,7 +183,9 @@ public struct Paths: ~Copyable, Sendable {
     }
 
     /// Whose packets come from this address. Packets of others are dropped.
-    package func peer(forUDP address: SocketAddress) -> PeerID? { slotOfAddress[address].map { peers[$0]!.id } }
+    package func peer(forUDP address: SocketAddress) -> PeerID? {
+        slotOfAddress[address].map { peers[$0]!.id }
+    }
 
     /// Who has this node key.
     package func peer(forNode key: NodePublicKey) -> PeerID? { slotOfNode[key].map { peers[$0]!.id } }
@@ -196,7 +199,9 @@ public struct Paths: ~Copyable, Sendable {
 
     /// The system refused to send to this address (`EMSGSIZE`, `ENETUNREACH`, …).
     package mutating func noteSendFailure(to address: SocketAddress, now: Instant) {
-        guard let slot = slotOfAddress[address], peers[slot]!.best?.measured.address == address else { return }
+        guard let slot = slotOfAddress[address], peers[slot]!.best?.measured.address == address else {
+            return
+        }
         doubtBest(slot, .sendFailed, now: now)
     }
 
@@ -250,8 +255,10 @@ public struct Paths: ~Copyable, Sendable {
             isActive: peer.isActive(at: now, within: limits.sessionActive),
             candidates: peer.candidates.map {
                 PathStatus.Candidate(
-                    address: $0.address, isInNodeList: $0.isInNodeList, isFromCallMeMaybe: $0.callMeMaybeAt != nil,
-                    pingedUsAt: $0.pingedUsAt, probedAt: $0.probedAt, answeredAt: $0.answeredAt, latency: $0.latency)
+                    address: $0.address, isInNodeList: $0.isInNodeList,
+                    isFromCallMeMaybe: $0.callMeMaybeAt != nil,
+                    pingedUsAt: $0.pingedUsAt, probedAt: $0.probedAt, answeredAt: $0.answeredAt,
+                    latency: $0.latency)
             })
     }
 }

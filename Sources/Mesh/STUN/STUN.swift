@@ -49,7 +49,7 @@ package enum STUN {
         writeHeader(type: 0x0001, length: 20, id, to: &writer)
         writer.big16(0x8022)
         writer.big16(8)
-        writer.bytes(software.span.bytes)
+        unsafe writer.bytes(software.span.bytes)
         writer.big16(0x8028)
         writer.big16(4)
         let checksum = unsafe crc32(UnsafeRawBufferPointer(rebasing: memory[0..<requestBytes - 8]).bytes)
