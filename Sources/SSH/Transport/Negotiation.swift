@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// What both KEXINIT messages lead to, RFC 4253 §7.1.
+struct Negotiated {
+    var clientToServer: CipherName
+    var serverToClient: CipherName
+    /// The peer sent a packet after its KEXINIT on a guess that did not hold: skip it.
+    var ignoresNextPacket: Bool
+    /// Both ends offered strict key exchange. Counts in the first exchange only.
+    var strict: Bool
+    /// The peer wants EXT_INFO (RFC 8308 §2.1).
+    var wantsExtensionInfo: Bool
+}
+
+/// A parsed KEXINIT:
+///
+///     byte 20 │ cookie (16) │ 10 name-lists │ boolean first_kex_packet_follows │ uint32 0
+struct KeyExchangeProposal {
+    var keyExchange: [String]
+    var hostKey: [String]
+    var ciphersClientToServer: [String]
+    var ciphersServerToClient: [String]
+    var compressionClientToServer: [String]
+    var compressionServerToClient: [String]
+    var firstPacketFollows: Bool
+
+    /// Names of the key exchange, best first. Both are one method: RFC 8731 §1.
+    static let methods = ["curve25519-sha256", "curve25519-sha256@libssh.org"]
+    static let strictClient = "kex-strict-c-v00@openssh.com", strictServer = "kex-strict-s-v00@openssh.com"
+    static let extensionClient = "ext-info-c", extensionServer = "ext-info-s"
+
+    /// Our own, as payload. The pseudo names of strict exchange and of RFC 8308 stand last, and go out in the
+    /// first exchange only.
+    static func write(role: Role, ciphers: [CipherName], cookie: [UInt8], isFirst: Bool) -> [UInt8] {
+        precondition(cookie.count == 16)
+        var names = methods
+        if isFirst {
+            names += role == .client ? [extensionClient, strictClient] : [extensionServer, strictServer]
+        }
+        let cipherList = ciphers.map(\.rawValue).joined(separator: ",")
+        var queue = ByteQueue(capacity: 512)
+        queue.append(Message.kexInit)
+        queue.append(cookie)
+        queue.appendString(names.joined(separator: ","))
+        queue.appendString(HostKey.algorithm)
+        queue.appendString(cipherList)
+        queue.appendString(cipherList)
+        // RFC 5647 §5.1 in OpenSSH's reading: the MAC is implied by the cipher, yet the list must not be empty for
+        // peers that negotiate it anyway.
+        queue.appendString("hmac-sha2-256-etm@openssh.com,hmac-sha2-256")
+        queue.appendString("hmac-sha2-256-etm@openssh.com,hmac-sha2-256")
+        queue.appendString("none")
+        queue.appendString("none")
+        queue.appendString("")
+        queue.appendString("")
+        queue.append(false)
+        queue.append(UInt32(0))
+        return queue.copy()
+    }
+
+    /// Parses the payload after its message number.
+    init(_ reader: inout WireReader) throws(WireError) {
+        let limit = 16 * 1024
+        try reader.skip(16)
+        keyExchange = try reader.nameList(limit: limit)
+        hostKey = try reader.nameList(limit: limit)
+        ciphersClientToServer = try reader.nameList(limit: limit)
+        ciphersServerToClient = try reader.nameList(limit: limit)
+        _ = try reader.stringRange(limit: limit)
+        _ = try reader.stringRange(limit: limit)
+        compressionClientToServer = try reader.nameList(limit: limit)
+        compressionServerToClient = try reader.nameList(limit: limit)
+        _ = try reader.stringRange(limit: limit)
+        _ = try reader.stringRange(limit: limit)
+        firstPacketFollows = try reader.boolean()
+        _ = try reader.uint32()
+    }
+
+    /// Chooses by the client's order of preference. `role` is ours, `self` is the peer's proposal.
+    func negotiate(role: Role, ciphers: [CipherName]) throws(SSHError) -> Negotiated {
+        let ours = ciphers.map(\.rawValue)
+        let method = try Self.choose("key exchange", role, ours: Self.methods, peers: keyExchange)
+        _ = try Self.choose("host key", role, ours: [HostKey.algorithm], peers: hostKey)
+        let up = try Self.choose("cipher", role, ours: ours, peers: ciphersClientToServer)
+        let down = try Self.choose("cipher", role, ours: ours, peers: ciphersServerToClient)
+        _ = try Self.choose("compression", role, ours: ["none"], peers: compressionClientToServer)
+        _ = try Self.choose("compression", role, ours: ["none"], peers: compressionServerToClient)
+        guard let up = CipherName(rawValue: up), let down = CipherName(rawValue: down) else {
+            throw .noCommonAlgorithm("cipher")
+        }
+        // RFC 4253 §7: the guess is right when both first choices agree.
+        let guessedRight =
+            keyExchange.first == method && Self.methods.first == method && hostKey.first == HostKey.algorithm
+        let peerStrict = role == .client ? Self.strictServer : Self.strictClient
+        return Negotiated(
+            clientToServer: up, serverToClient: down, ignoresNextPacket: firstPacketFollows && !guessedRight,
+            strict: keyExchange.contains(peerStrict),
+            wantsExtensionInfo: role == .server && keyExchange.contains(Self.extensionClient))
+    }
+
+    private static func choose(
+        _ kind: String, _ role: Role, ours: [String], peers: [String]
+    ) throws(SSHError) -> String {
+        let (client, server) = role == .client ? (ours, peers) : (peers, ours)
+        guard let name = client.first(where: server.contains) else { throw .noCommonAlgorithm(kind) }
+        return name
+    }
+}
