@@ -11,16 +11,16 @@ import Testing
         pair.pieceBytes = piece
         try pair.pump()
         let key = HostKey(owner: "alice", workspace: "dev", agent: "main")
-        #expect(pair.clientEvents == [.hostKey(key.blob), .authenticated(user: "coder")])
-        #expect(pair.serverEvents == [.authenticated(user: "coder")])
-        #expect(pair.client.sessionID != nil && pair.client.sessionID == pair.server.sessionID)
+        expect(pair.clientEvents == [.hostKey(key.blob), .authenticated(user: "coder")])
+        expect(pair.serverEvents == [.authenticated(user: "coder")])
+        expect(pair.client.sessionID != nil && pair.client.sessionID == pair.server.sessionID)
     }
 
     @Test func hostKeyIsAFunctionOfTheNames() {
         let key = HostKey(owner: "alice", workspace: "dev", agent: "main")
-        #expect(key.publicKey == HostKey(owner: "alice", workspace: "dev", agent: "main").publicKey)
-        #expect(key.publicKey != HostKey(owner: "alice", workspace: "dev", agent: "other").publicKey)
-        #expect(key.publicKey != HostKey(owner: "alic", workspace: "edev", agent: "main").publicKey)
+        expect(key.publicKey == HostKey(owner: "alice", workspace: "dev", agent: "main").publicKey)
+        expect(key.publicKey != HostKey(owner: "alice", workspace: "dev", agent: "other").publicKey)
+        expect(key.publicKey != HostKey(owner: "alic", workspace: "edev", agent: "main").publicKey)
     }
 
     @Test func sessionRequestsArriveAndAreAnswered() throws {
@@ -37,10 +37,10 @@ import Testing
         ]
         pair.serverEvents = []
         pair.clientEvents = []
-        for request in requests { #expect(pair.client.request(id, request, wantsReply: true)) }
+        for request in requests { expect(pair.client.request(id, request, wantsReply: true)) }
         try pair.pump()
-        #expect(pair.serverEvents == requests.map { .request(remote, $0, wantsReply: true) })
-        #expect(pair.clientEvents == requests.map { _ in .reply(id, success: true) })
+        expect(pair.serverEvents == requests.map { .request(remote, $0, wantsReply: true) })
+        expect(pair.clientEvents == requests.map { _ in .reply(id, success: true) })
     }
 
     @Test func unansweredRequestsAreRefusedInOrder() throws {
@@ -52,19 +52,19 @@ import Testing
         _ = Pair.move(&pair.client, &pair.server, .max)
         // One event is taken and not answered; asking for the next one refuses it.
         let first = try pair.server.nextEvent()
-        #expect(first != nil)
+        expect(first != nil)
         try pair.pump()
-        #expect(pair.clientEvents == [.reply(id, success: false), .reply(id, success: true)])
+        expect(pair.clientEvents == [.reply(id, success: false), .reply(id, success: true)])
     }
 
     @Test func globalRequestsAndForwardedChannels() throws {
         var pair = Pair()
         _ = try pair.openSession()
         pair.clientEvents = []
-        #expect(pair.client.requestGlobal(.tcpipForward(host: "localhost", port: 0)))
-        #expect(pair.client.requestGlobal(.streamLocalForward(path: "/tmp/s")))
+        expect(pair.client.requestGlobal(.tcpipForward(host: "localhost", port: 0)))
+        expect(pair.client.requestGlobal(.streamLocalForward(path: "/tmp/s")))
         try pair.pump()
-        #expect(pair.clientEvents.first == .globalReply(success: true, port: 4242))
+        expect(pair.clientEvents.first == .globalReply(success: true, port: 4242))
         pair.clientEvents = []
         let type = ChannelType.forwardedTCPIP(
             listenHost: "localhost", listenPort: 4242, originHost: "::1", originPort: 9)
@@ -74,16 +74,16 @@ import Testing
             Issue.record("no channel")
             return
         }
-        #expect(seen == type)
-        #expect(pair.serverEvents.last == id.map { .opened($0) })
+        expect(seen == type)
+        expect(pair.serverEvents.last == id.map { .opened($0) })
     }
 
     @Test func channelTypesThatARoleDoesNotServeAreRefused() throws {
         var pair = Pair()
         _ = try pair.openSession()
-        let id = try #require(pair.client.openChannel(.agent))
+        let id = try need(pair.client.openChannel(.agent))
         try pair.pump()
-        #expect(pair.clientEvents.last == .openFailed(id, reason: 3, message: "unknown channel type"))
+        expect(pair.clientEvents.last == .openFailed(id, reason: 3, message: "unknown channel type"))
     }
 
     @Test(arguments: CipherName.allCases)
@@ -100,20 +100,20 @@ import Testing
             || pair.clientErrorData.count < 500_000
         {
             rounds += 1
-            try #require(rounds < 10_000, "stalled")
+            guard rounds < 10_000 else { throw Pair.Missing.progress }
             sentUp += pair.client.write(id, Array(up[sentUp..<min(up.count, sentUp + 70_000)]))
             sentDown += pair.server.write(remote, Array(down[sentDown..<min(down.count, sentDown + 70_000)]))
             sentError += pair.server.write(
-                remote, .error, Array(down[sentError..<min(500_000, sentError + 30_000)]))
+                remote, Array(down[sentError..<min(500_000, sentError + 30_000)]), stream: .error)
             _ = Pair.move(&pair.client, &pair.server, 40_000)
             try pair.drainServer()
             _ = Pair.move(&pair.server, &pair.client, 40_000)
             try pair.drainClient()
         }
-        #expect(pair.serverData == up)
-        #expect(pair.clientData == down)
-        #expect(pair.clientErrorData == Array(down[..<500_000]))
-        #expect(pair.client.counters.keyExchanges >= 8)
+        expect(pair.serverData == up)
+        expect(pair.clientData == down)
+        expect(pair.clientErrorData == Array(down[..<500_000]))
+        expect(pair.client.counters.keyExchanges >= 8)
     }
 
     @Test func bothEndsMayRenewKeysAtOnce() throws {
@@ -122,16 +122,16 @@ import Testing
         pair.client.renewKeys()
         pair.server.renewKeys()
         // What is written meanwhile waits, requests included.
-        #expect(pair.client.write(id, [1, 2, 3]) == 0)
+        expect(pair.client.write(id, [1, 2, 3]) == 0)
         pair.client.request(id, .shell, wantsReply: true)
         pair.clientEvents = []
         try pair.pump()
-        #expect(pair.clientEvents.contains(.writable(id)))
-        #expect(pair.clientEvents.contains(.reply(id, success: true)))
-        #expect(pair.client.counters.keyExchanges == 2 && pair.server.counters.keyExchanges == 2)
-        #expect(pair.client.write(id, [1, 2, 3]) == 3)
+        expect(pair.clientEvents.contains(.writable(id)))
+        expect(pair.clientEvents.contains(.reply(id, success: true)))
+        expect(pair.client.counters.keyExchanges == 2 && pair.server.counters.keyExchanges == 2)
+        expect(pair.client.write(id, [1, 2, 3]) == 3)
         try pair.pump()
-        #expect(pair.serverData == [1, 2, 3])
+        expect(pair.serverData == [1, 2, 3])
     }
 
     @Test func windowStopsTheWriterAndOpensAgain() throws {
@@ -147,13 +147,13 @@ import Testing
             if count == 0 { break }
             try pair.pump()
         }
-        #expect(sent == 100_000)
-        #expect(pair.serverData.count == 100_000)
-        #expect(!pair.clientEvents.contains(.writable(id)))
+        expect(sent == 100_000)
+        expect(pair.serverData.count == 100_000)
+        expect(!pair.clientEvents.contains(.writable(id)))
         pair.server.consumed(remote, 100_000)
         try pair.pump()
-        #expect(pair.clientEvents.last == .writable(id))
-        #expect(pair.client.writableCount(id) == 100_000)
+        expect(pair.clientEvents.last == .writable(id))
+        expect(pair.client.writableCount(id) == 100_000)
     }
 
     @Test func endAndCloseOfChannels() throws {
@@ -161,24 +161,24 @@ import Testing
         let (id, remote) = try pair.openSession()
         _ = pair.client.write(id, [1])
         pair.client.sendEOF(id)
-        #expect(pair.client.write(id, [2]) == 0)
+        expect(pair.client.write(id, [2]) == 0)
         try pair.pump()
-        #expect(pair.serverEvents.last == .endOfData(remote))
+        expect(pair.serverEvents.last == .endOfData(remote))
         _ = pair.server.write(remote, [3])
         pair.server.request(remote, .exitStatus(7))
         pair.server.close(remote)
         try pair.pump()
-        #expect(pair.clientData == [3])
-        #expect(
+        expect(pair.clientData == [3])
+        expect(
             Array(pair.clientEvents.suffix(2)) == [
                 .request(id, .exitStatus(7), wantsReply: false), .closed(id),
             ])
-        #expect(pair.serverEvents.last == .closed(remote))
-        #expect(pair.client.channelCount == 0 && pair.server.channelCount == 0)
+        expect(pair.serverEvents.last == .closed(remote))
+        expect(pair.client.channelCount == 0 && pair.server.channelCount == 0)
         // The stale name does nothing, also when its number is in use again.
         let again = try pair.openSession()
-        #expect(again.client != id)
-        #expect(pair.client.write(id, [1]) == 0)
+        expect(again.client != id)
+        expect(pair.client.write(id, [1]) == 0)
     }
 
     @Test func channelsAreLimited() throws {
@@ -186,17 +186,17 @@ import Testing
         limits.channels = 3
         var pair = Pair(limits: limits, clientLimits: SSHLimits())
         try pair.pump()
-        for _ in 0..<5 { #expect(pair.client.openChannel(.session) != nil) }
+        for _ in 0..<5 { expect(pair.client.openChannel(.session) != nil) }
         try pair.pump()
         let failed = pair.clientEvents.filter { if case .openFailed(_, 4, _) = $0 { true } else { false } }
-        #expect(failed.count == 2)
-        #expect(pair.server.channelCount == 3)
+        expect(failed.count == 2)
+        expect(pair.server.channelCount == 3)
     }
 
     @Test func authenticationByQuestion() throws {
         var pair = Pair(policy: .ask)
         try pair.pump()
-        #expect(pair.serverEvents == [.authenticationRequested(user: "coder", method: "none")])
+        expect(pair.serverEvents == [.authenticationRequested(user: "coder", method: "none")])
         pair.server.answerAuthentication(accept: false)
         #expect(throws: SSHError.authenticationRefused(methods: ["none"])) { try pair.pump() }
     }
@@ -209,13 +209,13 @@ import Testing
             _ = Pair.move(&pair.server, &pair.client, .max)
             try pair.drainClient()
         }
-        #expect(!pair.client.wantsInput)
+        expect(!pair.client.wantsInput)
     }
 
     @Test func timers() throws {
         var pair = Pair()
         try pair.server.handleTimeout(nowNanoseconds: 1_000)
-        #expect(pair.server.nextDeadlineNanoseconds == 120_000_001_000)
+        expect(pair.server.nextDeadlineNanoseconds == 120_000_001_000)
         #expect(throws: SSHError.loginTimedOut) {
             try pair.server.handleTimeout(nowNanoseconds: 120_000_001_000)
         }
@@ -236,7 +236,7 @@ import Testing
         try third.client.handleTimeout(nowNanoseconds: 0)
         try third.client.handleTimeout(nowNanoseconds: 3_600_000_000_000)
         try third.pump()
-        #expect(third.server.counters.keyExchanges == 2)
+        expect(third.server.counters.keyExchanges == 2)
     }
 
     @Test func noCommonCipher() throws {

@@ -54,7 +54,7 @@ import Testing
             try pair.drainServer()
             return false
         } catch is SSHError {
-            #expect(pair.server.outgoingCount > 0 || payload.first == 1)
+            expect(pair.server.outgoingCount > 0 || payload.first == 1)
             return true
         }
     }
@@ -76,7 +76,7 @@ import Testing
             }
             if try offer(payload) { ended += 1 }
         }
-        #expect(ended > 100 && ended < 2900)
+        expect(ended > 100 && ended < 2900)
     }
 
     @Test func flippedBitsOnTheWireEndTheConnection() throws {
@@ -93,14 +93,14 @@ import Testing
                 do {
                     try pair.drainServer()
                     // A longer length: the rest of the packet is awaited, and nothing is handed out.
-                    #expect(pair.serverEvents.isEmpty)
+                    expect(pair.serverEvents.isEmpty)
                 } catch let error {
                     let isExpected =
                         switch error as? SSHError {
                         case .badAuthenticationTag, .badPacketLength: true
                         default: false
                         }
-                    #expect(isExpected, "\(error)")
+                    expect(isExpected, "\(error)")
                 }
             }
         }
@@ -133,7 +133,7 @@ import Testing
         var pair = Pair()
         Array("hello\r\nworld\n".utf8).withUnsafeBytes { pair.client.receive($0) }
         try pair.pump()
-        #expect(pair.client.isAuthenticated)
+        expect(pair.client.isAuthenticated)
         var other = Pair()
         Array(String(repeating: "hello\n", count: 3000).utf8).withUnsafeBytes { other.client.receive($0) }
         #expect(throws: SSHError.badVersion("too much text before it")) { try other.drainClient() }
@@ -195,10 +195,16 @@ import Testing
             rounds += 1
             try pair.drainServer()
         }
-        #expect(!pair.server.wantsInput)
-        #expect(pair.server.outgoingCount < 5 * 1024 * 1024)
-        #expect(pair.server.counters.packetsReceived > before + 10_000)
-        try pair.pump()
-        #expect(pair.server.counters.packetsReceived >= before + 200_000)
+        expect(!pair.server.wantsInput)
+        expect(pair.server.outgoingCount < 5 * 1024 * 1024)
+        expect(pair.server.counters.packetsReceived > before + 10_000)
+        // Once somebody does, it goes on.
+        while pair.server.outgoingCount > 0 {
+            pair.server.consumeOutgoing(pair.server.outgoingCount)
+            try pair.drainServer()
+            _ = Pair.move(&pair.client, &pair.server, 65536)
+            try pair.drainServer()
+        }
+        expect(pair.server.counters.packetsReceived >= before + 200_000)
     }
 }

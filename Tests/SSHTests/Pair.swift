@@ -2,6 +2,7 @@
 
 import LinuxIO
 import SSH
+import Testing
 
 /// xorshift64*: enough for reproducible tests.
 struct TestGenerator: RandomNumberGenerator {
@@ -111,5 +112,15 @@ struct Pair: ~Copyable {
         throw Missing.channel
     }
 
-    enum Missing: Error { case channel }
+    enum Missing: Error { case channel, progress }
+}
+
+/// As `#expect`, whose expansion cannot look into values that are not copyable.
+func expect(_ condition: Bool, _ comment: Comment? = nil, at location: SourceLocation = #_sourceLocation) {
+    #expect(condition, comment, sourceLocation: location)
+}
+
+/// As `#require`, for the same reason.
+func need<Value>(_ value: Value?, at location: SourceLocation = #_sourceLocation) throws -> Value {
+    try #require(value, sourceLocation: location)
 }

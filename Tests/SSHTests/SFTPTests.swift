@@ -259,8 +259,8 @@ struct MemoryFileSystem: SFTPFileSystem {
     @Test(arguments: cases, [1, 3, Int.max]) func table(test: Case, piece: Int) throws {
         var system = MemoryFileSystem(files: ["/a": Array("hello".utf8)])
         let answers = try run(test.requests, &system, piece: piece)
-        #expect(answers.count == test.requests.count)
-        #expect(answers.last == test.last)
+        expect(answers.count == test.requests.count)
+        expect(answers.last == test.last)
     }
 
     @Test(arguments: cases) func truncationsAndChangesAreAnswered(test: Case) throws {
@@ -268,14 +268,14 @@ struct MemoryFileSystem: SFTPFileSystem {
         for request in test.requests {
             for length in 5..<max(5, request.count) {
                 var system = MemoryFileSystem(files: ["/a": [1, 2, 3]])
-                #expect(try run([Array(request[..<length])], &system).count == 1)
+                expect(try run([Array(request[..<length])], &system).count == 1)
             }
-            for _ in 0..<30 {
+            for _ in 0..<(request.count > 5 ? 30 : 0) {
                 var changed = request
-                changed[Int.random(in: 5..<request.count + 0, using: &generator)] =
+                changed[Int.random(in: 5..<request.count, using: &generator)] =
                     UInt8.random(in: 0...255, using: &generator)
                 var system = MemoryFileSystem(files: ["/a": [1, 2, 3]])
-                #expect(try run([Self.open, changed], &system).count == 2)
+                expect(try run([Self.open, changed], &system).count == 2)
             }
         }
     }
@@ -284,8 +284,8 @@ struct MemoryFileSystem: SFTPFileSystem {
         var system = MemoryFileSystem()
         var server = SFTPServer<MemoryFileSystem>()
         Self.packet(Self.open).withUnsafeBytes { server.receive($0) }
-        #expect(try server.serve(&system))
-        #expect(Array(server.outgoing)[4...].first == 101)
+        expect(try server.serve(&system))
+        expect(Array(server.outgoing)[4...].first == 101)
         var other = SFTPServer<MemoryFileSystem>()
         Self.number(300_000).withUnsafeBytes { other.receive($0) }
         #expect(throws: WireError.tooLong(length: 300_000, limit: 262_144)) { try other.serve(&system) }
@@ -294,9 +294,9 @@ struct MemoryFileSystem: SFTPFileSystem {
     @Test func handlesAreLimitedAndClosedAtTheEnd() throws {
         var system = MemoryFileSystem(files: ["/a": []])
         let answers = try run([[UInt8]](repeating: Self.open, count: 600), &system)
-        #expect(answers.filter { $0.first == 102 }.count == 512)
-        #expect(answers.filter { $0.first == 101 }.count == 88)
-        #expect(system.closed == 512)
+        expect(answers.filter { $0.first == 102 }.count == 512)
+        expect(answers.filter { $0.first == 101 }.count == 88)
+        expect(system.closed == 512)
     }
 
     @Test func answersWaitWhileNobodyReadsThem() throws {
@@ -308,10 +308,10 @@ struct MemoryFileSystem: SFTPFileSystem {
             + [[UInt8]](repeating: Self.packet(read), count: 50).flatMap(\.self)
         bytes.withUnsafeBytes { server.receive($0) }
         while try server.serve(&system) {}
-        #expect(server.outgoingCount < 2 * 1024 * 1024)
+        expect(server.outgoingCount < 2 * 1024 * 1024)
         let before = server.requests
         server.consumeOutgoing(server.outgoingCount)
-        #expect(try server.serve(&system))
-        #expect(server.requests == before + 1)
+        expect(try server.serve(&system))
+        expect(server.requests == before + 1)
     }
 }

@@ -7,6 +7,7 @@
 #define CLINUX_H
 #include <sys/epoll.h>
 #include "CLinuxNet.h"
+#include "CLinuxProcess.h"
 #include "CLinuxUDP.h"
 
 int clinux_pipe2(int descriptors[2], int flags);

@@ -97,11 +97,11 @@ extension SSHConnection {
     /// Sends data, as much as the peer's window and the outgoing buffer take; returns how much that was. After less
     /// than all, `.writable` tells when to go on.
     public mutating func write(
-        _ channel: ChannelID, _ stream: DataStream = .standard, _ bytes: UnsafeRawBufferPointer
+        _ channel: ChannelID, _ bytes: UnsafeRawBufferPointer, stream: DataStream = .standard
     ) -> Int {
         var sent = 0
         while sent < bytes.count {
-            let count = unsafe write(channel, stream, upTo: bytes.count - sent) { space in
+            let count = unsafe write(channel, stream: stream, upTo: bytes.count - sent) { space in
                 unsafe space.copyMemory(
                     from: UnsafeRawBufferPointer(rebasing: bytes[sent..<sent + space.count]))
                 return space.count
@@ -114,16 +114,16 @@ extension SSHConnection {
 
     /// As `write` of bytes, for small things and tests.
     public mutating func write(
-        _ channel: ChannelID, _ stream: DataStream = .standard, _ bytes: [UInt8]
+        _ channel: ChannelID, _ bytes: [UInt8], stream: DataStream = .standard
     ) -> Int {
-        unsafe bytes.withUnsafeBytes { unsafe write(channel, stream, $0) }
+        unsafe bytes.withUnsafeBytes { unsafe write(channel, $0, stream: stream) }
     }
 
     /// Sends one packet of data that `fill` puts straight into the outgoing buffer, e.g. by `read(2)`. Its space has
     /// at most `maximum` bytes. Returns what `fill` returned; zero or less sends nothing. `fill` is not called, and
     /// the result is 0, when nothing can be sent now: `.writable` tells when to go on.
     public mutating func write(
-        _ channel: ChannelID, _ stream: DataStream = .standard, upTo maximum: Int,
+        _ channel: ChannelID, stream: DataStream = .standard, upTo maximum: Int,
         _ fill: (UnsafeMutableRawBufferPointer) -> Int
     ) -> Int {
         guard let slot = slot(channel) else { return 0 }
