@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Upper bounds on everything that a peer can grow. Full means refuse, stop reading or disconnect; never grow.
+/// Upper bounds on everything that a peer can grow. Full means refuse, stop reading or disconnect; never
+/// grow.
 public struct SSHLimits: Sendable {
     /// Length of a version line with its end. RFC 4253 §4.2: at most 255.
     public var versionLineBytes = 255
@@ -18,7 +19,8 @@ public struct SSHLimits: Sendable {
     public var channels = 1024
     /// Outgoing bytes at which `write` takes no more channel data: enough to fill one large socket buffer.
     public var outgoingDataBytes = 1024 * 1024
-    /// Outgoing bytes at which no further packet is handled, so that a peer which asks and never reads gets stuck.
+    /// Outgoing bytes at which no further packet is handled, so that a peer which asks and never reads gets
+    /// stuck.
     public var outgoingBytes = 4 * 1024 * 1024
     /// Received, unhandled bytes at which `wantsInput` becomes false.
     public var incomingBytes = 1024 * 1024

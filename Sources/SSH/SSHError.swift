@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Why a connection ended. Each one is final: what is still in `outgoing` may be sent, then the transport closes.
+/// Why a connection ended. Each one is final: what is still in `outgoing` may be sent, then the transport
+/// closes.
 public enum SSHError: Error, Hashable, Sendable {
     /// The peer does not speak SSH 2, or its first lines are too long.
     case badVersion(String)

@@ -192,8 +192,8 @@ public enum ChannelRequest: Hashable, Sendable {
 
 /// A request that concerns the whole connection, RFC 4254 §7.1, OpenSSH PROTOCOL §2.4.
 public enum GlobalRequest: Hashable, Sendable {
-    /// Listen on a TCP port and open a `forwarded-tcpip` channel for each connection. Port 0: choose one, and tell it
-    /// in the reply.
+    /// Listen on a TCP port and open a `forwarded-tcpip` channel for each connection. Port 0: choose one, and
+    /// tell it in the reply.
     case tcpipForward(host: String, port: UInt32)
     /// Stop that.
     case cancelTCPIPForward(host: String, port: UInt32)

@@ -94,8 +94,8 @@ extension SSHConnection {
         return min(channel.sendWindow, max(0, transport.limits.outgoingDataBytes - transport.outbound.count))
     }
 
-    /// Sends data, as much as the peer's window and the outgoing buffer take; returns how much that was. After less
-    /// than all, `.writable` tells when to go on.
+    /// Sends data, as much as the peer's window and the outgoing buffer take; returns how much that was.
+    /// After less than all, `.writable` tells when to go on.
     public mutating func write(
         _ channel: ChannelID, _ bytes: UnsafeRawBufferPointer, stream: DataStream = .standard
     ) -> Int {
@@ -119,9 +119,9 @@ extension SSHConnection {
         unsafe bytes.withUnsafeBytes { unsafe write(channel, $0, stream: stream) }
     }
 
-    /// Sends one packet of data that `fill` puts straight into the outgoing buffer, e.g. by `read(2)`. Its space has
-    /// at most `maximum` bytes. Returns what `fill` returned; zero or less sends nothing. `fill` is not called, and
-    /// the result is 0, when nothing can be sent now: `.writable` tells when to go on.
+    /// Sends one packet of data that `fill` puts straight into the outgoing buffer, e.g. by `read(2)`. Its
+    /// space has at most `maximum` bytes. Returns what `fill` returned; zero or less sends nothing. `fill` is
+    /// not called, and the result is 0, when nothing can be sent now: `.writable` tells when to go on.
     public mutating func write(
         _ channel: ChannelID, stream: DataStream = .standard, upTo maximum: Int,
         _ fill: (UnsafeMutableRawBufferPointer) -> Int
@@ -181,8 +181,8 @@ extension SSHConnection {
         }
     }
 
-    /// The next channel whose waiting writer can go on. Window adjusts report themselves; this finds those that
-    /// waited for keys or for room in `outgoing`.
+    /// The next channel whose waiting writer can go on. Window adjusts report themselves; this finds those
+    /// that waited for keys or for room in `outgoing`.
     mutating func nextWritable() -> SSHEvent? {
         guard hasWaitingWriters, transport.canSendData,
             transport.outbound.count <= transport.limits.outgoingDataBytes / 2
@@ -204,7 +204,8 @@ extension SSHConnection {
 
     // MARK: Requests
 
-    /// Sends a request. When `wantsReply`, `.reply` follows in order. False: the channel is gone or too many wait.
+    /// Sends a request. When `wantsReply`, `.reply` follows in order. False: the channel is gone or too many
+    /// wait.
     @discardableResult
     public mutating func request(
         _ channel: ChannelID, _ request: ChannelRequest, wantsReply: Bool = false

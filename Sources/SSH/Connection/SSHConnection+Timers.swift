@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Time: renewal of keys, keepalives, patience before authentication. Monotonic nanoseconds come from the shell.
+// Time: renewal of keys, keepalives, patience before authentication. Monotonic nanoseconds come from the
+// shell.
 extension SSHConnection {
-    /// Probes a silent peer every `intervalNanoseconds` (0: never) and gives up after `limit` unanswered probes.
+    /// Probes a silent peer every `intervalNanoseconds` (0: never) and gives up after `limit` unanswered
+    /// probes.
     public mutating func setKeepalive(intervalNanoseconds: UInt64, limit: Int = 3) {
         timers.keepaliveInterval = intervalNanoseconds
         timers.keepaliveLimit = max(limit, 1)
@@ -19,7 +21,8 @@ extension SSHConnection {
         return min(rekey, overflow ? .max : Self.sum(timers.heardAt, wait))
     }
 
-    /// Does what time demands. Call it once at the start, when the deadline has passed, and as often as you like.
+    /// Does what time demands. Call it once at the start, when the deadline has passed, and as often as you
+    /// like.
     public mutating func handleTimeout(nowNanoseconds now: UInt64) throws(SSHError) {
         if let failure { throw failure }
         if timers.startedAt == nil {

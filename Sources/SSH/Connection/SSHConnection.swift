@@ -7,7 +7,8 @@ public typealias ServerConnection = SSHConnection
 
 /// What happened on a connection.
 public enum SSHEvent: Hashable, Sendable {
-    /// Client: the server's key in wire form (name and key). Comes once, before anything is sent under the keys.
+    /// Client: the server's key in wire form (name and key). Comes once, before anything is sent under the
+    /// keys.
     case hostKey([UInt8])
     /// Server: the peer wants in. Only when the policy is `.ask`; call `answerAuthentication`.
     case authenticationRequested(user: String, method: String)
@@ -25,7 +26,8 @@ public enum SSHEvent: Hashable, Sendable {
     case endOfData(ChannelID)
     /// More can be written, after a `write` that took less than it was given.
     case writable(ChannelID)
-    /// A request on a channel. When `wantsReply`, call `reply` before the next `nextEvent`, else it is refused.
+    /// A request on a channel. When `wantsReply`, call `reply` before the next `nextEvent`, else it is
+    /// refused.
     case request(ChannelID, ChannelRequest, wantsReply: Bool)
     /// The peer's answer to the oldest unanswered request of ours on this channel.
     case reply(ChannelID, success: Bool)
@@ -40,8 +42,8 @@ public enum SSHEvent: Hashable, Sendable {
 /// One end of an SSH-2 connection (RFC 4253, 4252, 4254). No I/O, no clock.
 ///
 /// Drive it like this: hand in what came (`receive`), call `nextEvent` until nil, send `outgoing` and call
-/// `consumeOutgoing`, wait for the socket or for `nextDeadlineNanoseconds`. After an error send what `outgoing` still
-/// holds and close. Stop reading the socket while `wantsInput` is false.
+/// `consumeOutgoing`, wait for the socket or for `nextDeadlineNanoseconds`. After an error send what
+/// `outgoing` still holds and close. Stop reading the socket while `wantsInput` is false.
 public struct SSHConnection: ~Copyable {
     var transport: Transport
     var channels: [Channel] = []
@@ -126,8 +128,8 @@ public struct SSHConnection: ~Copyable {
         unsafe transport.inbound.append(bytes)
     }
 
-    /// Lets `read` put up to `capacity` bytes from the transport straight into the incoming queue; it returns how
-    /// many, and its result comes back.
+    /// Lets `read` put up to `capacity` bytes from the transport straight into the incoming queue; it returns
+    /// how many, and its result comes back.
     public mutating func receive(
         upTo capacity: Int, _ read: (UnsafeMutableRawBufferPointer) -> Int
     ) -> Int {
@@ -170,8 +172,8 @@ public struct SSHConnection: ~Copyable {
 
     // MARK: Events
 
-    /// What happened next; nil when more bytes, or room in `outgoing`, are needed. After an error the connection is
-    /// over: it says good-bye in `outgoing`, and each further call throws the same.
+    /// What happened next; nil when more bytes, or room in `outgoing`, are needed. After an error the
+    /// connection is over: it says good-bye in `outgoing`, and each further call throws the same.
     public mutating func nextEvent() throws(SSHError) -> SSHEvent? {
         if let failure { throw failure }
         do {

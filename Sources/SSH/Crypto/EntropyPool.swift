@@ -2,8 +2,8 @@
 
 internal import CSodium
 
-/// 32 secret, unpredictable bytes, from which a connection derives all of its randomness. A shell takes them from the
-/// system; a test from its seed.
+/// 32 secret, unpredictable bytes, from which a connection derives all of its randomness. A shell takes them
+/// from the system; a test from its seed.
 public struct EntropySeed: Sendable {
     let bytes: [UInt8]
 
@@ -35,7 +35,8 @@ struct EntropyPool: ~Copyable {
     }
 
     deinit {
-        // The array is held by nothing else, so that writing into it is safe although `self` is immutable here.
+        // The array is held by nothing else, so that writing into it is safe although `self` is immutable
+        // here.
         unsafe key.withUnsafeBytes {
             unsafe sodium_memzero(UnsafeMutableRawPointer(mutating: $0.baseAddress), $0.count)
         }

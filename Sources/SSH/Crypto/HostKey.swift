@@ -21,8 +21,8 @@ public struct HostKey: Sendable {
         self.publicKey = publicKey
     }
 
-    /// The key of a workspace agent: a function of the three names, so that it survives rebuilds. It is no secret
-    /// and proves nothing; the mesh below has authenticated the peer already (`agent.md` §6).
+    /// The key of a workspace agent: a function of the three names, so that it survives rebuilds. It is no
+    /// secret and proves nothing; the mesh below has authenticated the peer already (`agent.md` §6).
     public init(owner: String, workspace: String, agent: String) {
         let names = "coder ssh host key v1\0\(owner)\0\(workspace)\0\(agent)"
         self.init(seed: SHA256.digest(Array(names.utf8)))

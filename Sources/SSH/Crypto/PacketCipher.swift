@@ -25,7 +25,8 @@ public enum CipherName: String, CaseIterable, Hashable, Sendable {
 ///     uint32 packet_length │ byte padding_length │ payload │ padding │ tag (16)
 ///     ◀ own key / clear  ▶ ◀───────────── encrypted ──────────────▶
 ///
-/// ChaCha20 and Poly1305 come from BoringSSL's vector code; the pairing of the two is OpenSSH's, not RFC 8439's.
+/// ChaCha20 and Poly1305 come from BoringSSL's vector code; the pairing of the two is OpenSSH's, not RFC
+/// 8439's.
 @safe final class PacketCipher {
     let name: CipherName
 
@@ -125,8 +126,8 @@ public enum CipherName: String, CaseIterable, Hashable, Sendable {
 
     // MARK: ChaCha20 and Poly1305
 
-    /// The 64-bit nonce of original ChaCha20 in BoringSSL's 96-bit form: its first four bytes are the upper half of
-    /// the block counter, which no packet reaches.
+    /// The 64-bit nonce of original ChaCha20 in BoringSSL's 96-bit form: its first four bytes are the upper
+    /// half of the block counter, which no packet reaches.
     @unsafe private func setNonce(_ sequence: UInt32) {
         unsafe memory.storeBytes(
             of: UInt64(sequence).bigEndian, toByteOffset: Self.nonceAt + 4, as: UInt64.self)

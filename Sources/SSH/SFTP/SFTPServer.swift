@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The server of SFTP version 3 (draft-ietf-secsh-filexfer-02) with OpenSSH's extensions, over any file system. Pure:
-/// the file system does what I/O there is.
+/// The server of SFTP version 3 (draft-ietf-secsh-filexfer-02) with OpenSSH's extensions, over any file
+/// system. Pure: the file system does what I/O there is.
 ///
 ///     uint32 length │ byte type │ uint32 request id │ fields
 ///
-/// Drive it like this: hand in what came (`receive`), call `serve` until it returns false, send `outgoing` and call
-/// `consumeOutgoing`. Requests are answered in order; a client may send many before it reads one answer. While
-/// `outgoing` is full the rest of the requests waits.
+/// Drive it like this: hand in what came (`receive`), call `serve` until it returns false, send `outgoing`
+/// and call `consumeOutgoing`. Requests are answered in order; a client may send many before it reads one
+/// answer. While `outgoing` is full the rest of the requests waits.
 public struct SFTPServer<FileSystem: SFTPFileSystem>: ~Copyable {
     /// Bounds on what a client can grow.
     public struct Limits: Sendable {

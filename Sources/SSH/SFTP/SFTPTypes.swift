@@ -29,7 +29,8 @@ public enum SFTPStatus: UInt32, Error, Hashable, Sendable {
 
 /// Attributes of a file, §5: each group is there or not.
 ///
-///     uint32 flags │ [uint64 size] │ [uint32 uid, gid] │ [uint32 permissions] │ [uint32 atime, mtime] │ [extended]
+///     uint32 flags │ [uint64 size] │ [uint32 uid, gid] │ [uint32 permissions]
+///     │ [uint32 atime, mtime] │ [extended]
 public struct SFTPAttributes: Hashable, Sendable {
     /// Bytes.
     public var size: UInt64?
@@ -134,8 +135,8 @@ public struct SFTPFileSystemStatistics: Sendable {
     }
 }
 
-/// What the server serves. Paths come as the client sent them, relative ones included. Each call answers at once;
-/// `Handle`s are the file system's own.
+/// What the server serves. Paths come as the client sent them, relative ones included. Each call answers at
+/// once; `Handle`s are the file system's own.
 public protocol SFTPFileSystem {
     /// An open file or directory.
     associatedtype Handle

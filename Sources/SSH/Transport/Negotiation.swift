@@ -45,8 +45,8 @@ struct KeyExchangeProposal {
         queue.appendString(HostKey.algorithm)
         queue.appendString(cipherList)
         queue.appendString(cipherList)
-        // RFC 5647 §5.1 in OpenSSH's reading: the MAC is implied by the cipher, yet the list must not be empty for
-        // peers that negotiate it anyway.
+        // RFC 5647 §5.1 in OpenSSH's reading: the MAC is implied by the cipher, yet the list must not be
+        // empty for peers that negotiate it anyway.
         queue.appendString("hmac-sha2-256-etm@openssh.com,hmac-sha2-256")
         queue.appendString("hmac-sha2-256-etm@openssh.com,hmac-sha2-256")
         queue.appendString("none")

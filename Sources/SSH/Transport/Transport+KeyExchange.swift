@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Where the key exchange stands. The two directions switch keys on their own: ours when we send NEWKEYS, the peer's
-/// when its NEWKEYS comes.
+/// Where the key exchange stands. The two directions switch keys on their own: ours when we send NEWKEYS, the
+/// peer's when its NEWKEYS comes.
 struct KeyExchangeState {
     /// The first exchange hash; nil until the first exchange has produced it.
     var sessionID: [UInt8]?
@@ -39,7 +39,8 @@ extension Transport {
         exchange.isSending = true
     }
 
-    /// OpenSSH PROTOCOL §1.10: in the first exchange under strict mode only its own messages may come, KEXINIT first.
+    /// OpenSSH PROTOCOL §1.10: in the first exchange under strict mode only its own messages may come,
+    /// KEXINIT first.
     func checkStrict(_ type: UInt8) throws(SSHError) {
         guard exchange.isStrict else { return }
         switch type {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The transport layer of one end, RFC 4253: versions, packets, key exchange. Bytes in, messages out, and back.
+/// The transport layer of one end, RFC 4253: versions, packets, key exchange. Bytes in, messages out, and
+/// back.
 struct Transport: ~Copyable {
     let role: Role
     let limits: SSHLimits
@@ -56,8 +57,8 @@ struct Transport: ~Copyable {
 
     // MARK: In
 
-    /// The next message for the layers above, nil when more bytes are needed. The reader starts after the message
-    /// number and is valid until the next call.
+    /// The next message for the layers above, nil when more bytes are needed. The reader starts after the
+    /// message number and is valid until the next call.
     mutating func nextMessage() throws(SSHError) -> (type: UInt8, reader: WireReader)? {
         while true {
             inbound.consume(handedOut)
@@ -143,7 +144,8 @@ struct Transport: ~Copyable {
     private func check(length: UInt32) throws(SSHError) -> Int {
         let block = opener?.name.blockBytes ?? 8
         let limit = opener == nil ? limits.packetBytesBeforeKeys : limits.packetBytes
-        // RFC 4253 §6: a multiple of the block size, with the length field counted unless an AEAD keeps it apart.
+        // RFC 4253 §6: a multiple of the block size, with the length field counted unless an AEAD keeps it
+        // apart.
         let aligned = opener == nil ? (Int(length) + 4) % 8 == 0 : Int(length) % block == 0
         guard length >= 6, Int(length) <= limit, aligned else { throw .badPacketLength(length) }
         return Int(length)

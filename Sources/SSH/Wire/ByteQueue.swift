@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Contiguous bytes that are appended at the tail and consumed at the head. All traffic of a connection lives in
-/// two of these: packets are opened and sealed inside, without storage of their own.
+/// Contiguous bytes that are appended at the tail and consumed at the head. All traffic of a connection lives
+/// in two of these: packets are opened and sealed inside, without storage of their own.
 ///
 /// The queue itself does not limit its size: its owners do, before they append.
 @safe package struct ByteQueue: ~Copyable {

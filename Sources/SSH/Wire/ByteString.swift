@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Text as the system sees it: bytes that are UTF-8 by custom only. Commands, paths and variables travel like this,
-/// because a file name in Latin-1 must survive.
+/// Text as the system sees it: bytes that are UTF-8 by custom only. Commands, paths and variables travel like
+/// this, because a file name in Latin-1 must survive.
 public struct ByteString: Hashable, Sendable, ExpressibleByStringLiteral, CustomStringConvertible {
     /// The bytes, without terminator.
     public var bytes: [UInt8]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Reads the data types of RFC 4251 §5 from a message. Every step is checked: a short or overlong field is an error
-/// of the peer, never a trap.
+/// Reads the data types of RFC 4251 §5 from a message. Every step is checked: a short or overlong field is an
+/// error of the peer, never a trap.
 ///
 /// It points into the buffer of its connection, so it must not outlive the handling of one message.
 @safe package struct WireReader {
