@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+
+extension Stack {
+    /// First and last port of our own connections (RFC 6335 §6).
+    private static let ephemeralPorts: ClosedRange<UInt16> = 49_152...65_535
+    private static let initialSequencePurpose: UInt64 = 2
+    private static let portPurpose: UInt64 = 3
+
+    // MARK: - Opening
+
+    /// Starts a connection. `connected` or `closed` follows as event.
+    package mutating func connect(
+        to remote: SocketAddress, from source: IPAddress? = nil, now: Instant
+    ) throws(ConnectError) -> ConnectionID {
+        guard remote.port != 0, !remote.ip.isUnspecified, !remote.ip.isMulticast else { throw .badAddress }
+        guard let ip = source ?? sourceAddress(for: remote.ip), ip.isV4 == remote.ip.isV4 else {
+            throw .noLocalAddress
+        }
+        let local = try ephemeral(ip, remote)
+        guard let slot = takeSlot() else { throw .tableFull }
+        open(slot, local: local, remote: remote, now: now)
+        connections[slot].state = .synSent
+        connections[slot].isOrphan = false
+        settle(slot)
+        return connections[slot].id
+    }
+
+    /// RFC 6056 §3.3.3: a keyed hash of the destination plus a counter.
+    private mutating func ephemeral(
+        _ ip: IPAddress, _ remote: SocketAddress
+    ) throws(ConnectError) -> SocketAddress {
+        let range = Self.ephemeralPorts
+        let start = hash.hash(SocketAddress(ip, port: 0), remote, purpose: Self.portPurpose)
+        let base = start &+ generator.next() % 64
+        for attempt in 0..<UInt64(range.count) {
+            let port = range.lowerBound + UInt16((base &+ attempt) % UInt64(range.count))
+            let local = SocketAddress(ip, port: port)
+            if flows.find(local, remote) == nil { return local }
+        }
+        throw .portsExhausted
+    }
+
+    /// A slot, if need be that of the oldest connection in TIME_WAIT.
+    private mutating func takeSlot() -> UInt32? {
+        while connections.used >= connections.limit, let oldest = context.resting.popFirst() {
+            guard connections[oldest].state == .timeWait, connections[oldest].isOrphan else { continue }
+            connections[oldest].state = .closed
+            settle(oldest)
+        }
+        return connections.take()
+    }
+
+    private mutating func open(_ slot: UInt32, local: SocketAddress, remote: SocketAddress, now: Instant) {
+        let number = hash.hash(local, remote, purpose: Self.initialSequencePurpose)
+        connections[slot].prepare(local: local, remote: remote, hash: number, now: now, &context)
+        flows.insert(local, remote, slot: slot)
+    }
+
+    /// Accepts connections to this port of all own addresses.
+    package mutating func listen(_ port: UInt16) { listening.insert(port) }
+
+    /// Stops accepting; open connections stay.
+    package mutating func unlisten(_ port: UInt16) { listening.remove(port) }
+
+    /// Accepts connections to all ports that have no listener of their own.
+    package mutating func listenAny(_ on: Bool = true) { listensAny = on }
+
+    // MARK: - Reading and writing
+
+    /// Bytes that can be read now.
+    package func readableCount(_ id: ConnectionID) -> Int {
+        slot(id).map { connections[$0].receive.count } ?? 0
+    }
+
+    /// Room for bytes in the send buffer. Zero for void names.
+    package func writableCount(_ id: ConnectionID) -> Int {
+        slot(id).map { connections[$0].writeRoom } ?? 0
+    }
+
+    /// Bytes written that the peer has not acknowledged.
+    package func unacknowledgedCount(_ id: ConnectionID) -> Int {
+        slot(id).map { connections[$0].send.count } ?? 0
+    }
+
+    /// Addresses of a connection.
+    package func endpoints(_ id: ConnectionID) -> (local: SocketAddress, remote: SocketAddress)? {
+        slot(id).map { (connections[$0].local, connections[$0].remote) }
+    }
+
+    /// Whether the peer will send no more and everything was read.
+    package func isAtEnd(_ id: ConnectionID) -> Bool {
+        slot(id).map { connections[$0].finReceived && connections[$0].receive.isEmpty } ?? true
+    }
+
+    /// Lets `body` look at the bytes at the front, up to where the buffer wraps, and drops as many as it says.
+    /// Not called when there are none. Returns what was dropped.
+    @discardableResult
+    package mutating func read(
+        _ id: ConnectionID, now: Instant, _ body: (UnsafeRawBufferPointer) -> Int
+    ) -> Int {
+        guard let slot = slot(id), !connections[slot].receive.isEmpty else { return 0 }
+        let taken = unsafe body(connections[slot].receive.front)
+        precondition(taken >= 0 && taken <= connections[slot].receive.count, "taking more than there is")
+        guard taken > 0 else { return 0 }
+        connections[slot].consume(taken, now, &context)
+        settle(slot)
+        return taken
+    }
+
+    /// Moves up to `buffer.count` bytes out. Zero means that there are none now.
+    package mutating func read(
+        _ id: ConnectionID, into buffer: UnsafeMutableRawBufferPointer, now: Instant
+    ) -> Int {
+        guard let slot = slot(id), unsafe !buffer.isEmpty else { return 0 }
+        let length = min(buffer.count, connections[slot].receive.count)
+        guard length > 0 else { return 0 }
+        unsafe connections[slot].receive.copy(0, length, into: buffer)
+        connections[slot].consume(length, now, &context)
+        settle(slot)
+        return length
+    }
+
+    /// Lets `body` fill up to `limit` bytes of contiguous room in the send buffer and sends as many as it says.
+    /// Not called when there is no room; then a `writable` event follows. May be less room than the buffer
+    /// has in all: call again for the rest.
+    @discardableResult
+    package mutating func write(
+        _ id: ConnectionID, limit: Int = 64 << 10, _ body: (UnsafeMutableRawBufferPointer) -> Int
+    ) -> Int {
+        guard let slot = slot(id), limit > 0, let room = unsafe connections[slot].reserve(limit, &context)
+        else {
+            return 0
+        }
+        let length = unsafe body(room)
+        precondition(length >= 0 && length <= room.count, "more bytes than room")
+        connections[slot].commit(length, &context)
+        settle(slot)
+        return length
+    }
+
+    /// Copies as much of `bytes` as there is room for. A shorter count is followed by a `writable` event.
+    package mutating func write(_ id: ConnectionID, _ bytes: UnsafeRawBufferPointer) -> Int {
+        var done = 0
+        while done < bytes.count {
+            let rest = unsafe UnsafeRawBufferPointer(rebasing: bytes[done...])
+            let count = unsafe write(id, limit: rest.count) { room in
+                let length = min(room.count, rest.count)
+                unsafe room.copyMemory(from: UnsafeRawBufferPointer(rebasing: rest.prefix(length)))
+                return length
+            }
+            guard count > 0 else { break }
+            done += count
+        }
+        if done < bytes.count, let slot = slot(id) { connections[slot].noteShortWrite() }
+        return done
+    }
+
+    /// Sends FIN after everything that was written. Reading goes on.
+    package mutating func shutdownWrite(_ id: ConnectionID) {
+        guard let slot = slot(id) else { return }
+        connections[slot].shutdownWrite(&context)
+        settle(slot)
+    }
+
+    /// Lets go: delivers what was written, reads no more. The name is void afterwards.
+    package mutating func close(_ id: ConnectionID, now: Instant) {
+        guard let slot = slot(id) else { return }
+        connections[slot].close(now, &context)
+        settle(slot)
+    }
+
+    /// Sends RST and forgets everything. The name is void afterwards.
+    package mutating func abort(_ id: ConnectionID) {
+        guard let slot = slot(id) else { return }
+        connections[slot].isOrphan = true
+        connections[slot].abort(&context)
+        settle(slot)
+    }
+
+    // MARK: - Segments
+
+    mutating func receiveTCP(_ header: IPHeader, _ bytes: PacketBytes, _ now: Instant) {
+        guard let segment = Segment.parse(bytes) else {
+            context.counters.malformed += 1
+            return
+        }
+        let local = SocketAddress(header.destination, port: segment.destinationPort)
+        let remote = SocketAddress(header.source, port: segment.sourcePort)
+        guard let slot = flows.find(local, remote) else {
+            receiveStray(segment, bytes, local, remote, now)
+            return
+        }
+        let sum = Checksum.sum(bytes, connections[slot].pseudoHeader &+ Checksum.length(bytes.count))
+        guard Checksum.isValid(sum) else {
+            context.counters.badChecksum += 1
+            return
+        }
+        if connections[slot].state == .timeWait, mayReopen(slot, segment) {
+            connections[slot].state = .closed
+            connections[slot].isOrphan = true
+            settle(slot)
+            receiveSYN(segment, local, remote, now)
+            return
+        }
+        connections[slot].receive(segment, bytes, now, &context)
+        noteHalfOpen(slot)
+        settle(slot)
+    }
+
+    @inline(__always)
+    private mutating func noteHalfOpen(_ slot: UInt32) {
+        if connections[slot].isHalfOpen, connections[slot].state.isSynchronized {
+            connections[slot].isHalfOpen = false
+            halfOpen -= 1
+        }
+    }
+
+    /// RFC 9293 §3.10.7.4 and RFC 6191: a new SYN may end TIME_WAIT early if it is surely newer.
+    private func mayReopen(_ slot: UInt32, _ segment: Segment) -> Bool {
+        guard segment.flags.contains(.syn), !segment.flags.contains(.ack), !segment.flags.contains(.rst),
+            connections[slot].isOrphan
+        else { return false }
+        if connections[slot].usesTimestamps, segment.hasTimestamp {
+            return Int32(bitPattern: segment.timestamp &- connections[slot].recentTimestamp) > 0
+        }
+        return segment.sequence > connections[slot].receiveNext
+    }
+
+    /// A segment without a connection: a SYN for a listener, or something to refuse.
+    private mutating func receiveStray(
+        _ segment: Segment, _ bytes: PacketBytes, _ local: SocketAddress, _ remote: SocketAddress,
+        _ now: Instant
+    ) {
+        let pseudo = Checksum.pseudoHeader(local.ip, remote.ip, IPProtocol.tcp)
+        guard Checksum.isValid(Checksum.sum(bytes, pseudo &+ Checksum.length(bytes.count))) else {
+            context.counters.badChecksum += 1
+            return
+        }
+        guard !segment.flags.contains(.rst), remote.port != 0, local.port != 0 else { return }
+        let isOpen = listening.contains(local.port) || listensAny
+        if segment.flags.contains(.syn), !segment.flags.contains(.ack), isOpen {
+            receiveSYN(segment, local, remote, now)
+            return
+        }
+        // RFC 9293 §3.10.7.1.
+        guard mayReply(now) else { return }
+        if segment.flags.contains(.ack) {
+            context.sendReset(
+                local: local, remote: remote, sequence: segment.acknowledgement, acknowledgement: nil)
+        } else {
+            context.sendReset(
+                local: local, remote: remote, sequence: SequenceNumber(0),
+                acknowledgement: segment.sequence + segment.length)
+        }
+    }
+
+    private mutating func receiveSYN(
+        _ segment: Segment, _ local: SocketAddress, _ remote: SocketAddress, _ now: Instant
+    ) {
+        guard !segment.flags.contains(.fin), !remote.ip.isMulticast, !remote.ip.isUnspecified,
+            local != remote
+        else {
+            context.counters.malformed += 1
+            return
+        }
+        guard halfOpen < context.limits.halfOpenConnections, let slot = takeSlot() else {
+            context.counters.synDropped += 1
+            return
+        }
+        open(slot, local: local, remote: remote, now: now)
+        connections[slot].state = .synReceived
+        connections[slot].isPassive = true
+        connections[slot].isHalfOpen = true
+        halfOpen += 1
+        connections[slot].negotiate(segment, now)
+        settle(slot)
+    }
+}
+
+extension StackContext {
+    /// Queues a RST. Without acknowledgement number it carries no ACK bit.
+    mutating func sendReset(
+        local: SocketAddress, remote: SocketAddress, sequence: SequenceNumber,
+        acknowledgement: SequenceNumber?
+    ) {
+        counters.resetsSent += 1
+        let ipSize = IPHeader.size(isV4: local.ip.isV4)
+        unsafe withUnsafeTemporaryAllocation(byteCount: ipSize + Segment.headerSize, alignment: 8) { memory in
+            guard let out = unsafe PacketWriter(memory) else { return }
+            let length = Segment.headerSize
+            IPHeader.write(out, local.ip, remote.ip, kind: IPProtocol.tcp, payloadLength: length)
+            out.put16(local.port, ipSize)
+            out.put16(remote.port, ipSize + 2)
+            out.put32(sequence.raw, ipSize + 4)
+            out.put32(acknowledgement?.raw ?? 0, ipSize + 8)
+            let flags: SegmentFlags = acknowledgement == nil ? .rst : [.rst, .ack]
+            out.put32(5 << 28 | UInt32(flags.rawValue) << 16, ipSize + 12)
+            out.put32(0, ipSize + 16)
+            guard let bytes = out.bytes(ipSize, length), let all = out.bytes(0, ipSize + length) else {
+                return
+            }
+            let pseudo = Checksum.pseudoHeader(local.ip, remote.ip, IPProtocol.tcp)
+            out.putChecksum(
+                Checksum.finish(Checksum.sum(bytes, pseudo &+ Checksum.length(length))), ipSize + 16)
+            queue(all, local: local, remote: remote)
+        }
+    }
+
+    /// Queues a finished packet for `nextPacket`. False when the queue is full.
+    @discardableResult
+    mutating func queue(_ packet: PacketBytes, local: SocketAddress, remote: SocketAddress) -> Bool {
+        guard packets.reserve(packet.count, &pool) else {
+            counters.packetsDropped += 1
+            return false
+        }
+        packets.append(PacketQueue.Entry(local: local, remote: remote, length: packet.count), packet)
+        return true
+    }
+}

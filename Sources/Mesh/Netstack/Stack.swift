@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// A TCP/IP end point in user space: IPv4, IPv6, ICMP echo, UDP, TCP and TSMP. No I/O, no clock, no randomness of
+/// its own: packets and the time come in, packets and events go out.
+///
+/// Drive it like this: feed packets with `receive` (a whole burst, if there is one), take events with `nextEvent`
+/// and read and write connections, then call `nextPacket` until nil, and sleep until `nextDeadline`, after which
+/// `handleTimeout` is due. One thread owns a stack.
+package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the memory it points to
+    var connections: UnsafeConnectionTable
+    var flows: FlowTable
+    var context: StackContext
+    var hash: KeyedHash
+    var generator: SeededGenerator
+    var datagrams: PacketQueue
+    var saidDatagrams = false
+    var control: [StackEvent] = []
+    var controlHead = 0
+    var halfOpen = 0
+    var addresses: [IPAddress]
+    var listening: Set<UInt16> = []
+    var listensAny = false
+    var udpPorts: Set<UInt16> = []
+    var udpAny = false
+    var repliesWindow = Instant(nanoseconds: 0)
+    var repliesLeft = 0
+    var packetTurn = true
+    /// Names our echo requests.
+    let echoIdentifier: UInt16
+
+    /// A stack with these own addresses. `seed` must come from the system's random source, except in tests: it
+    /// keys initial sequence numbers and ports. `mtu` is the largest packet made, at least 1,280 if IPv6 is used.
+    package init(addresses: [IPAddress], mtu: Int = 1_280, limits: StackLimits = StackLimits(), seed: UInt64)
+    {
+        precondition(mtu >= 576 && mtu <= 65_535, "MTU out of range")
+        generator = SeededGenerator(seed: seed)
+        hash = KeyedHash(&generator)
+        flows = FlowTable(key: KeyedHash(&generator))
+        connections = UnsafeConnectionTable(limit: limits.connections)
+        context = StackContext(limits: limits, mtu: mtu)
+        datagrams = PacketQueue(limit: limits.datagramQueue)
+        self.addresses = addresses
+        echoIdentifier = UInt16(truncatingIfNeeded: generator.next())
+    }
+
+    /// Counters since the start.
+    package var counters: StackCounters { context.counters }
+
+    /// Connections of all states.
+    package var connectionCount: Int { connections.used }
+
+    /// Bytes of all buffers in use.
+    package var bufferBytes: Int { context.pool.used }
+
+    /// Replaces the own addresses. Connections of addresses that are gone live on but receive nothing.
+    package mutating func setAddresses(_ addresses: [IPAddress]) { self.addresses = addresses }
+
+    /// Largest packet made from now on; existing connections keep theirs.
+    package mutating func setMTU(_ mtu: Int) {
+        precondition(mtu >= 576 && mtu <= 65_535, "MTU out of range")
+        context.mtu = mtu
+    }
+
+    /// The own address that packets to `destination` come from: the first of its family.
+    package func sourceAddress(for destination: IPAddress) -> IPAddress? {
+        addresses.first { $0.isV4 == destination.isV4 }
+    }
+
+    /// When `handleTimeout` is due next.
+    package var nextDeadline: Instant { context.timers.first }
+
+    /// Runs all timers that are due.
+    package mutating func handleTimeout(_ now: Instant) {
+        // Bounded by the number of connections: each is rescheduled into the future or not at all.
+        var left = connections.capacity
+        while left > 0, let slot = context.timers.popDue(now) {
+            left -= 1
+            connections[slot].handleTimeout(now, &context)
+            settle(slot)
+        }
+    }
+
+    /// Whether `nextPacket` may have something to say.
+    package var hasOutput: Bool {
+        !context.packets.isEmpty || !context.fresh.isEmpty || !context.backlog.isEmpty
+    }
+
+    /// Builds one packet of at most MTU bytes into `buffer` (which must have room for that), or returns nil when
+    /// nothing is due. Connections take turns; those that were silent go first.
+    package mutating func nextPacket(
+        into buffer: UnsafeMutableRawBufferPointer, now: Instant
+    ) -> OutgoingPacket? {
+        guard let out = unsafe PacketWriter(buffer), out.capacity >= context.mtu else { return nil }
+        packetTurn.toggle()
+        if packetTurn, let packet = unsafe queuedPacket(buffer) { return packet }
+        while let slot = context.fresh.first ?? context.backlog.first {
+            let isFresh = context.fresh.first != nil
+            if connections[slot].deficit <= 0 { connections[slot].deficit = Self.quantum }
+            let size = connections[slot].nextSegment(into: out, now, &context)
+            connections[slot].deficit -= size
+            let isOver = size == 0
+            if isOver || connections[slot].deficit <= 0 {
+                if isFresh { context.fresh.popFirst() } else { context.backlog.popFirst() }
+                if isOver { connections[slot].deficit = 0 } else { context.backlog.append(slot) }
+            }
+            settle(slot)
+            if size > 0 {
+                context.counters.packetsSent += 1
+                return OutgoingPacket(length: size, destination: connections[slot].remote.ip)
+            }
+        }
+        return unsafe queuedPacket(buffer)
+    }
+
+    /// Bytes a connection may send before the next one's turn: a few segments, so that a burst stays together.
+    private static let quantum = 8 << 10
+
+    private mutating func queuedPacket(_ buffer: UnsafeMutableRawBufferPointer) -> OutgoingPacket? {
+        guard let entry = unsafe context.packets.pop(into: buffer, &context.pool) else { return nil }
+        context.counters.packetsSent += 1
+        return OutgoingPacket(length: entry.length, destination: entry.remote.ip)
+    }
+
+    /// After anything happened to a connection: its timers, and its end.
+    @inline(__always)
+    mutating func settle(_ slot: UInt32) {
+        if connections[slot].state == .closed {
+            bury(slot)
+        } else {
+            context.timers.schedule(slot, connections[slot].deadline)
+        }
+    }
+
+    /// A closed connection leaves the table of flows at once, and its slot when its owner knows.
+    mutating func bury(_ slot: UInt32) {
+        flows.remove(connections[slot].local, connections[slot].remote, slot: slot)
+        context.timers.remove(slot)
+        if connections[slot].isHalfOpen {
+            connections[slot].isHalfOpen = false
+            halfOpen -= 1
+        }
+        guard connections[slot].isOrphan, !connections[slot].isFree else { return }
+        connections[slot].isFree = true
+        connections[slot].generation &+= 1
+        connections.release(slot)
+    }
+
+    /// The slot that `id` names, if it still does.
+    func slot(_ id: ConnectionID) -> UInt32? {
+        guard Int(id.slot) < connections.capacity, connections[id.slot].generation == id.generation,
+            !connections[id.slot].isOrphan, !connections[id.slot].isFree
+        else { return nil }
+        return id.slot
+    }
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// What the owner of a stack should look at.
+package enum StackEvent: Hashable, Sendable {
+    /// A peer opened a connection to a listening port. It is established.
+    case accepted(ConnectionID, local: SocketAddress, remote: SocketAddress)
+    /// Our own connection is established; writing may begin.
+    case connected(ConnectionID)
+    /// New bytes can be read. Edge-like: said once per arrival, so read until nothing is left.
+    case readable(ConnectionID)
+    /// There is room again after a write that was cut short.
+    case writable(ConnectionID)
+    /// The peer will send no more, and everything it sent has been read.
+    case peerClosed(ConnectionID)
+    /// The connection is gone and its name is void. After `.done` everything was read and acknowledged.
+    case closed(ConnectionID, CloseReason)
+    /// At least one datagram waits for `readDatagram`; said once until the queue was emptied.
+    case datagrams
+    /// A TSMP pong came back for the token of `pingTSMP`.
+    case pong(from: IPAddress, token: UInt64)
+    /// An ICMP echo reply came back for the token of `pingEcho`.
+    case echoReply(from: IPAddress, token: UInt64)
+    /// The peer's packet filter refused a packet of ours (TSMP reject).
+    case rejected(kind: UInt8, reason: UInt8, local: SocketAddress, remote: SocketAddress)
+}
+
+/// Why `connect` did not start.
+package enum ConnectError: Error, Hashable, Sendable {
+    /// No own address of the destination's family.
+    case noLocalAddress
+    /// The connection table is full.
+    case tableFull
+    /// All ephemeral ports towards this destination are taken.
+    case portsExhausted
+    /// Port 0, an unspecified or a multicast address.
+    case badAddress
+}
+
+/// Addresses and length of a datagram.
+package struct DatagramHeader: Hashable, Sendable {
+    package var local: SocketAddress
+    package var remote: SocketAddress
+    /// Full length; more than what fits into the caller's buffer means that it was cut.
+    package var length: Int
+}
+
+/// One packet ready to be sealed.
+package struct OutgoingPacket: Hashable, Sendable {
+    package var length: Int
+    package var destination: IPAddress
+}
