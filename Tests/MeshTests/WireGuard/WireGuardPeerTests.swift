@@ -20,7 +20,7 @@ import Testing
         }
         func prefix() -> IPPrefix {
             let address = address()
-            let bits = Int.random(in: 0...(address.bitWidth * 2), using: &generator)  // half of them whole addresses
+            let bits = Int.random(in: 0...(address.bitWidth * 2), using: &generator)
             return IPPrefix(address, bits: min(bits, address.bitWidth))
         }
         func slowOwner(of address: IPAddress) -> UInt32? {
