@@ -113,6 +113,11 @@ public struct SendBurst: ~Copyable {
     /// Bytes of `memory`: two full runs and some room.
     public static let capacityBytes = 192 << 10
 
+    /// Room for runs; `isFull` keeps `reservedRuns` of them for what is being appended right now.
+    private static let runLimit = 256
+    /// Datagrams that may be appended after `isFull` said no.
+    public static let reservedRuns = 64
+
     /// Where datagrams are written, one behind the other. Valid while the burst lives.
     public let memory: UnsafeMutableRawBufferPointer
     /// Where the next datagram begins.
@@ -123,7 +128,7 @@ public struct SendBurst: ~Copyable {
     /// Allocates the memory.
     public init() {
         memory = .allocate(byteCount: Self.capacityBytes, alignment: 4096)
-        runs = .allocate(capacity: Int(CLINUX_SEND_MESSAGES))
+        runs = .allocate(capacity: Self.runLimit)
     }
 
     deinit {
@@ -136,11 +141,13 @@ public struct SendBurst: ~Copyable {
     /// Whether nothing waits to be sent.
     public var isEmpty: Bool { runCount == 0 }
     /// Whether another datagram of up to `bytes` may find no place.
-    public func isFull(for bytes: Int) -> Bool { free < bytes || runCount == Int(CLINUX_SEND_MESSAGES) }
+    public func isFull(for bytes: Int) -> Bool {
+        free < bytes || runCount > Self.runLimit - Self.reservedRuns
+    }
 
     /// Takes the `bytes` that were written at `used` as one datagram to `destination`.
     public mutating func append(_ bytes: Int, to destination: KernelAddress) {
-        precondition(bytes > 0 && bytes <= free && runCount < Int(CLINUX_SEND_MESSAGES), "burst is full")
+        precondition(bytes > 0 && bytes <= free && runCount < Self.runLimit, "burst is full")
         if runCount > 0, runs[runCount - 1].offset + runs[runCount - 1].length == used,
             runs[runCount - 1].canTake(bytes, for: destination)
         {
@@ -151,6 +158,14 @@ public struct SendBurst: ~Copyable {
             runCount += 1
         }
         used += bytes
+    }
+
+    /// Forgets everything; returns how many datagrams that were.
+    public mutating func discard() -> Int {
+        let count = UnsafeBufferPointer(start: runs, count: runCount).reduce(0) { $0 + $1.datagramCount }
+        runCount = 0
+        used = 0
+        return count
     }
 
     /// Sends everything: runs of each family through its socket. Without a socket of a family its runs are

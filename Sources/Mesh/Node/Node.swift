@@ -74,6 +74,10 @@ public final class Node: Sendable {
     /// stream of its own, which holds only the newest value.
     public func ownNodeUpdates() -> AsyncStream<OwnNode> { hub.ownNodes.subscribe() }
 
+    /// Every decision about paths, as it is made. Each call makes a stream of its own; when the reader is slow the
+    /// newest `Limits.pathEvents` stay.
+    public func pathEvents() -> AsyncStream<NodePathEvent> { hub.pathEvents.subscribe() }
+
     /// Peers, paths, traffic and counters at this moment.
     public func status() async throws(NodeError) -> NodeStatus {
         let reply = await request { .status(token: $0) }

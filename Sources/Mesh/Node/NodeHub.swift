@@ -27,12 +27,14 @@ final class NodeHub: Sendable {
     let queue: CommandQueue
     let replies: Replies
     let ownNodes = Broadcast<OwnNode>(keepsLatest: true, depth: 1)
+    let pathEvents: Broadcast<NodePathEvent>
     private let state: Mutex<State>
 
     init(configuration: NodeConfiguration, queue: CommandQueue, replies: Replies) {
         self.configuration = configuration
         self.queue = queue
         self.replies = replies
+        pathEvents = Broadcast(keepsLatest: false, depth: configuration.limits.pathEvents)
         state = Mutex(State(derpMap: configuration.derpMap))
     }
 
@@ -100,6 +102,7 @@ final class NodeHub: Sendable {
             accepted(listener, token, local, remote, isUDP: isUDP)
         case .ended(let token, let end): replies.streamEnded(token, end)
         case .ownNode(let node): ownNodes.send(node)
+        case .pathEvent(let event, let peer): pathEvents.send(NodePathEvent(peer: peer, event: event))
         case .dialRelay(let region, let attempt): dialRelay(region, attempt)
         case .cancelRelay(let region):
             state.withLock { $0.relayTasks.removeValue(forKey: region) }?.cancel()
@@ -128,6 +131,7 @@ final class NodeHub: Sendable {
         queue.close()
         replies.close()
         ownNodes.finish()
+        pathEvents.finish()
         let (sinks, waiting) = state.withLock { state in
             state.hasStopped = true
             let result = (Array(state.sinks.values), state.waitingForStop)

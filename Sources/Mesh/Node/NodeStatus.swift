@@ -115,6 +115,14 @@ public struct NodeStatus: Hashable, Sendable {
     var portV6: UInt16
 }
 
+/// A decision about paths, with the name that the node's user gave to the peer.
+public struct NodePathEvent: Hashable, Sendable {
+    /// Whose path; nil for what concerns all.
+    public var peer: MeshPeerID?
+    /// What was decided or seen, and when.
+    public var event: PathEvent
+}
+
 /// Outcome of a discovery ping.
 public struct PingResult: Hashable, Sendable {
     /// Round trip.

@@ -18,6 +18,7 @@ enum EngineNotice: Sendable {
     case accepted(listener: UInt64, token: UInt64, local: SocketAddress, remote: SocketAddress, isUDP: Bool)
     case ended(token: UInt64, StreamEnd)
     case ownNode(OwnNode)
+    case pathEvent(PathEvent, peer: MeshPeerID?)
     case dialRelay(region: Int, attempt: UInt64)
     case cancelRelay(region: Int)
     case measureLatencies

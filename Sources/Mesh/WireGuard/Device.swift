@@ -96,8 +96,9 @@ extension WireGuard {
 
         deinit {
             for case let peer? in peers {
-                let (next, current, old) = (peer.value.next, peer.value.current, peer.value.old)
-                for case let pair? in [next, current, old[0], old[1], old[2]] { pair.free() }
+                for case let pair? in [
+                    peer.value.next, peer.value.current, peer.value.previous, peer.value.retired,
+                ] { pair.free() }
                 peer.free()
             }
         }

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import LinuxIO
+
+// From the machines to the sockets. Inner packets are written with head-room one behind the other, sealed together
+// where they lie, and leave as runs that the kernel cuts.
+extension Engine {
+    /// Inner packets per turn: about 640 KB, so that incoming acknowledgements are looked at in between.
+    private static let packetsPerTurn = 512
+
+    /// Lets everything out that the machines have to say, and moves bytes of streams in between.
+    mutating func drain() {
+        var left = 8
+        var hasMore = true
+        while hasMore, left > 0 {
+            left -= 1
+            handleStackEvents()
+            pumpStreams()
+            handleStackEvents()
+            handleMachineEvents()
+            sendControl()
+            hasMore = sendPackets() && readyStreams.isEmpty
+            sendControl()
+            flush()
+        }
+        writeRelays()
+        // Output that did not fit this turn: come back at once after looking at the sockets.
+        if hasMore, readyStreams.isEmpty, !isRelayFull { queue.wakeUp.signal() }
+    }
+
+    // MARK: Inner packets
+
+    /// Seals and routes what the stack (or the TUN device) has. True when more may be waiting.
+    private mutating func sendPackets() -> Bool {
+        let room =
+            WireGuard.paddedLength(configuration.mtuBytes, mtu: configuration.mtuBytes) + WireGuard.overhead
+        var current: WireGuard.PeerIndex?
+        var destination: IPAddress?
+        var budget = Self.packetsPerTurn
+        while budget > 0 {
+            if isRelayFull { break }
+            if burst.isFull(for: pendingBytes + room) || pendingCount == 64 {
+                sealPending(current)
+                flushIfFull(room)
+            }
+            let start = burst.used + pendingBytes + WireGuard.headerSize
+            let place = unsafe UnsafeMutableRawBufferPointer(
+                rebasing: burst.memory[start..<start + configuration.mtuBytes])
+            guard let packet = unsafe nextInnerPacket(into: place) else {
+                sealPending(current)
+                return false
+            }
+            budget -= 1
+            var offset = start
+            if packet.destination != destination {
+                let peer = device.peer(for: packet.destination)
+                if peer != current {
+                    // The new packet lies behind the pending ones; sealing them does not move it, but it does
+                    // when nothing of them stays in the burst.
+                    sealPending(current)
+                    flushIfFull(room)
+                    let target = burst.used + WireGuard.headerSize
+                    if target != offset {
+                        move(packet.length, from: offset, to: target)
+                        offset = target
+                    }
+                    current = peer
+                }
+                destination = packet.destination
+            }
+            guard current != nil else {
+                counters.unroutable += 1
+                continue
+            }
+            pendingLengths[pendingCount] = packet.length
+            pendingCount += 1
+            pendingBytes +=
+                WireGuard.paddedLength(packet.length, mtu: configuration.mtuBytes) + WireGuard.overhead
+        }
+        sealPending(current)
+        return true
+    }
+
+    private func move(_ length: Int, from source: Int, to target: Int) {
+        unsafe (burst.memory.baseAddress! + target).copyMemory(
+            from: burst.memory.baseAddress! + source, byteCount: length)
+    }
+
+    private mutating func nextInnerPacket(into place: UnsafeMutableRawBufferPointer) -> OutgoingPacket? {
+        guard tun != nil else { return unsafe stack.nextPacket(into: place, now: now) }
+        while true {
+            guard let length = unsafe (try? tun?.read(into: place)) ?? nil, length > 0 else { return nil }
+            if let destination = unsafe IPAddress(destinationOf: place, length: length) {
+                return OutgoingPacket(length: length, destination: destination)
+            }
+            counters.unroutable += 1
+        }
+    }
+
+    /// Seals the packets that lie behind `burst.used`, all for one peer, and routes them.
+    private mutating func sealPending(_ peer: WireGuard.PeerIndex?) {
+        guard pendingCount > 0, let peer else { return }
+        let count = pendingCount
+        let bytes = pendingBytes
+        pendingCount = 0
+        pendingBytes = 0
+        let buffer = unsafe UnsafeMutableRawBufferPointer(
+            rebasing: burst.memory[burst.used..<burst.used + bytes])
+        let outcome = unsafe device.sealBurst(
+            peer, in: buffer, payloadLengths: pendingLengths.span.extracting(0..<count), now: now)
+        switch outcome {
+        case .sealed: routePending(peer, count)
+        case .needsHandshake: stagePending(peer, count)
+        case .unknownPeer: counters.unroutable += UInt64(count)
+        }
+    }
+
+    private mutating func routePending(_ peer: WireGuard.PeerIndex, _ count: Int) {
+        guard let record = peers.record(peer) else { return }
+        let route = route(of: record)
+        let mtu = configuration.mtuBytes
+        var offset = burst.used
+        if let region = route.relay {
+            for index in 0..<count {
+                let length = WireGuard.paddedLength(pendingLengths[index], mtu: mtu) + WireGuard.overhead
+                let datagram = unsafe UnsafeRawBufferPointer(rebasing: burst.memory[offset..<offset + length])
+                unsafe sendRelayed(datagram, region: region, to: record.peer.key)
+                offset += length
+            }
+        }
+        if let address = route.udp {
+            lastDirectSend = now
+            let destination = address.kernel
+            for index in 0..<count {
+                burst.append(
+                    WireGuard.paddedLength(pendingLengths[index], mtu: mtu) + WireGuard.overhead,
+                    to: destination)
+            }
+        } else if route.relay == nil {
+            counters.unroutable += UInt64(count)
+        }
+    }
+
+    /// Without a session the packets wait in the device, bounded, while it seeks one.
+    private mutating func stagePending(_ peer: WireGuard.PeerIndex, _ count: Int) {
+        var offset = burst.used
+        for index in 0..<count {
+            let start = offset + WireGuard.headerSize
+            let packet = unsafe UnsafeRawBufferPointer(
+                rebasing: burst.memory[start..<start + pendingLengths[index]])
+            unsafe device.stage(peer, packet, now: now)
+            offset +=
+                WireGuard.paddedLength(pendingLengths[index], mtu: configuration.mtuBytes)
+                + WireGuard.overhead
+        }
+    }
+
+    /// Where packets to this peer go now.
+    func staticRoute(of record: PeerRecord) -> Paths.Route {
+        if let endpoint = peers.endpoint(record.index) { return Paths.Route(udp: endpoint) }
+        return Paths.Route(relay: record.peer.homeRegion > 0 ? record.peer.homeRegion : nil)
+    }
+
+    private mutating func route(of record: PeerRecord) -> Paths.Route {
+        record.usesPaths ? paths.route(to: record.id, now: now) : staticRoute(of: record)
+    }
+
+    // MARK: Control messages
+
+    /// Handshakes, keepalives, packets that waited for a handshake, discovery, STUN.
+    private mutating func sendControl() {
+        while device.hasOutput {
+            flushIfFull(device.outputSize)
+            let place = unsafe UnsafeMutableRawBufferPointer(rebasing: burst.memory[burst.used...])
+            let wall = Clock.wallTime()
+            let time = WireGuard.WallTime(
+                seconds: UInt64(max(0, wall.seconds)), nanoseconds: wall.nanoseconds)
+            guard let output = unsafe device.nextOutput(into: place, now: now, wallTime: time) else { break }
+            guard let record = peers.record(output.peer) else { continue }
+            let route = route(of: record)
+            if let region = route.relay {
+                let datagram = unsafe UnsafeRawBufferPointer(rebasing: place[..<output.length])
+                unsafe sendRelayed(datagram, region: region, to: record.peer.key)
+            }
+            if let address = route.udp {
+                burst.append(output.length, to: address.kernel)
+            } else if route.relay == nil {
+                counters.unroutable += 1
+            }
+        }
+        sendDiscovery()
+    }
+
+    private mutating func sendDiscovery() {
+        while true {
+            flushIfFull(Disco.maximumSealedBytes)
+            let place = unsafe UnsafeMutableRawBufferPointer(rebasing: burst.memory[burst.used...])
+            guard let output = unsafe paths.nextOutput(into: place) else { break }
+            switch output {
+            case .udp(let address, let length): burst.append(length, to: address.kernel)
+            case .relay(let region, let key, let length):
+                unsafe sendRelayed(
+                    UnsafeRawBufferPointer(rebasing: place[..<length]), region: region, to: key)
+            }
+        }
+        while true {
+            flushIfFull(STUN.requestBytes)
+            let place = unsafe UnsafeMutableRawBufferPointer(rebasing: burst.memory[burst.used...])
+            guard let address = unsafe discovery.nextOutput(into: place) else { break }
+            burst.append(STUN.requestBytes, to: address.kernel)
+        }
+    }
+
+    /// One small datagram by copying.
+    mutating func sendSmall(_ bytes: UnsafeRawBufferPointer, to address: SocketAddress) {
+        flushIfFull(bytes.count)
+        unsafe UnsafeMutableRawBufferPointer(rebasing: burst.memory[burst.used...]).copyMemory(from: bytes)
+        burst.append(bytes.count, to: address.kernel)
+    }
+
+    // MARK: Sockets
+
+    private mutating func flushIfFull(_ bytes: Int) {
+        if burst.isFull(for: bytes) { flush() }
+    }
+
+    /// Gives everything sealed to the kernel.
+    mutating func flush() {
+        guard !burst.isEmpty else { return }
+        counters.sentBytes += UInt64(burst.used)
+        if isDroppingUDP {
+            counters.lostDatagrams += UInt64(burst.discard())
+        } else {
+            counters.lostDatagrams += UInt64(burst.flush(v4: &v4, v6: &v6))
+        }
+    }
+}
+
+extension IPAddress {
+    /// Destination of a raw IP packet; nil when it is none.
+    init?(destinationOf packet: UnsafeMutableRawBufferPointer, length: Int) {
+        switch unsafe packet[0] >> 4 {
+        case 4 where length >= 20:
+            self.init(v4: unsafe UInt32(bigEndian: packet.loadUnaligned(fromByteOffset: 16, as: UInt32.self)))
+        case 6 where length >= 40:
+            self.init(
+                high: unsafe UInt64(bigEndian: packet.loadUnaligned(fromByteOffset: 24, as: UInt64.self)),
+                low: unsafe UInt64(bigEndian: packet.loadUnaligned(fromByteOffset: 32, as: UInt64.self)))
+        default: return nil
+        }
+    }
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import LinuxIO
+
+// Own addresses, changes of the network, what is published, what is shown.
+extension Engine {
+    // MARK: Own addresses
+
+    /// Reads the interfaces' addresses and tells the discovery. True when they changed.
+    @discardableResult
+    mutating func updateLocalAddresses() -> Bool {
+        guard v4 != nil || v6 != nil else { return false }
+        var found: [IPAddress] = []
+        if configuration.binding == .loopback {
+            found = [IPAddress(v4: 0x7f00_0001), IPAddress(high: 0, low: 1)]
+        } else {
+            for entry in (try? InterfaceAddress.all()) ?? [] where entry.isUp {
+                found.append(IPAddress(entry.address))
+            }
+            // Our own tunnel must not be offered as a way to the tunnel.
+            found.removeAll { configuration.addresses.contains($0) }
+        }
+        let isChanged = found != interfaceAddresses
+        interfaceAddresses = found
+        discovery.setLocal(
+            addresses: found, portV4: v4?.localAddress.port, portV6: v6?.localAddress.port,
+            isFixed: configuration.listenPort != 0, now: now)
+        return isChanged
+    }
+
+    /// The kernel said that something changed: only other addresses matter.
+    mutating func checkLink() {
+        if updateLocalAddresses() { linkChanged() }
+    }
+
+    mutating func linkChanged() {
+        log("network changed")
+        updateLocalAddresses()
+        discovery.linkChanged(now: now)
+        paths.linkChanged(now: now)
+        checkRelays()
+        if configuration.relayDialer != nil { measure() }
+    }
+
+    mutating func setDirectBlocked(_ isBlocked: Bool) {
+        let wasBlocked = paths.isDirectBlocked
+        paths.setDirectBlocked(isBlocked, now: now)
+        discovery.setDirectBlocked(isBlocked, now: now)
+        if wasBlocked, !isBlocked {
+            // What the coordinator named meanwhile was ignored.
+            for case let record? in peers.records where record.usesPaths { updatePeer(record.peer) }
+        }
+        publish()
+    }
+
+    mutating func setStunServers(_ servers: [ResolvedServer]) {
+        let regions = Set(servers.map(\.region)).sorted()
+        discovery.setServers(
+            regions.map { region in
+                EndpointDiscovery.Server(
+                    region: region, addresses: servers.filter { $0.region == region }.map(\.address))
+            }, now: now)
+    }
+
+    /// Takes what the path machines have to tell.
+    mutating func handleMachineEvents() {
+        if paths.needsFreshEndpoints, !discovery.isRunning { discovery.requestUpdate(now: now) }
+        while let event = discovery.nextEvent() {
+            guard case .endpoints(let found, let isChanged) = event else { continue }
+            paths.setOwnEndpoints(configuration.fixedEndpoints ?? found.map(\.address), now: now)
+            if isChanged { publish() }
+        }
+        while let event = paths.nextEvent() {
+            switch event.kind {
+            case .pong(let token, let via, let latency):
+                let path: PeerPath
+                switch via {
+                case .udp(let address): path = .direct(address)
+                case .relay(let region): path = .relay(region)
+                }
+                answerPing(token, .ping(PingResult(latency: latency, path: path)))
+            case .pingTimedOut(let token): answerPing(token, .failed(.timedOut))
+            default: break
+            }
+            hub.notify(.pathEvent(event, peer: event.peer.flatMap { peers.name($0) }))
+        }
+    }
+
+    /// Publishes the own node when it changed and its home is known.
+    mutating func publish() {
+        let node = ownNode
+        guard node.homeRegion != 0 || configuration.relayDialer == nil, node != published else { return }
+        published = node
+        hub.notify(.ownNode(node))
+    }
+
+    private var ownNode: OwnNode {
+        let endpoints = configuration.fixedEndpoints ?? discovery.endpoints.map(\.address)
+        return OwnNode(
+            key: configuration.privateKey.nodePublicKey, discoKey: configuration.discoKey.discoPublicKey,
+            homeRegion: homeRegion.current, latencies: latencies, forcedWebSocket: forcedWebSocket,
+            addresses: configuration.addresses, endpoints: paths.isDirectBlocked ? [] : endpoints)
+    }
+
+    // MARK: Pings
+
+    mutating func ping(token: UInt64, _ name: MeshPeerID) {
+        guard let record = peers.record(name), record.usesPaths else {
+            return hub.notify(.reply(token: token, .failed(.unknownPeer)))
+        }
+        guard let number = paths.ping(record.id, now: now) else {
+            return hub.notify(.reply(token: token, .failed(.timedOut)))
+        }
+        pings[number] = token
+    }
+
+    private mutating func answerPing(_ number: UInt64, _ reply: Reply) {
+        guard let token = pings.removeValue(forKey: number) else { return }
+        hub.notify(.reply(token: token, reply))
+    }
+
+    // MARK: Status
+
+    mutating func status() -> NodeStatus {
+        var list: [PeerStatus] = []
+        for case let record? in peers.records {
+            guard let traffic = device.statistics(of: record.index, now: now) else { continue }
+            var status = PeerStatus(
+                id: record.peer.id, key: record.peer.key, addresses: record.peer.addresses, path: .none,
+                homeRegion: record.peer.homeRegion, sentBytes: traffic.sentBytes,
+                receivedBytes: traffic.receivedBytes,
+                sinceHandshake: traffic.lastHandshake.map { now.since($0) },
+                isActive: false)
+            if record.usesPaths, let found = paths.status(of: record.id, now: now) {
+                status.path = found.direct.map { .direct($0) } ?? found.relay.map { .relay($0) } ?? .none
+                status.isActive = found.isActive
+            } else {
+                let route = staticRoute(of: record)
+                status.path = route.udp.map { .direct($0) } ?? route.relay.map { .relay($0) } ?? .none
+            }
+            list.append(status)
+        }
+        counters.sentDatagrams = (v4?.counters.sent ?? 0) + (v6?.counters.sent ?? 0)
+        counters.socketCalls = (v4?.counters.calls ?? 0) + (v6?.counters.calls ?? 0)
+        var total = counters
+        total.lostDatagrams += (v4?.counters.lost ?? 0) + (v6?.counters.lost ?? 0)
+        let features = v4?.features
+        return NodeStatus(
+            ownNode: ownNode, peers: list.sorted { $0.id < $1.id }, counters: total,
+            streams: streams.count + flows.count, openRelays: relays.filter(\.isOpen).map(\.region).sorted(),
+            segmentation: features?.segmentation ?? false, coalescing: features?.coalescing ?? false,
+            socketBufferBytes: features?.bufferBytes ?? 0, portV4: v4?.localAddress.port ?? 0,
+            portV6: v6?.localAddress.port ?? 0)
+    }
+}
+
+extension PeerTable {
+    /// The caller's name of a peer of the path machine.
+    func name(_ id: PeerID) -> MeshPeerID? {
+        let place = Int(id.rawValue)
+        return place < records.count ? records[place]?.peer.id : nil
+    }
+}
+
+/// Somebody waits until a peer answers inside the tunnel. `wireguard-integration.md` §8.3: at once, then after 50 ms
+/// times 1.5 each, jittered by half, at most 30 s; pings run in parallel.
+struct Reach {
+    let address: IPAddress
+    let deadline: Instant
+    var nextPing: Instant
+    var pause = Interval.milliseconds(50)
+    /// Pings on their way; each is given up after ten seconds.
+    var sent: [(number: UInt64, at: Instant)] = []
+
+    var nextDeadline: Instant { min(deadline, nextPing) }
+}
+
+extension Engine {
+    private static let pingLife = Interval.seconds(10)
+    private static let longestPause = Interval.seconds(30)
+
+    mutating func reach(token: UInt64, _ address: IPAddress, limit: Interval) {
+        guard tun == nil else { return hub.notify(.reply(token: token, .failed(.noStack))) }
+        reaches[token] = Reach(address: address, deadline: now + limit, nextPing: now)
+        handleReaches()
+    }
+
+    /// Sends what is due and gives up what took too long. A peer that is not known yet may become known.
+    mutating func handleReaches() {
+        for token in reaches.keys.sorted() {
+            guard var reach = reaches[token], now >= reach.nextDeadline else { continue }
+            if now >= reach.deadline {
+                forgetPings(of: reach)
+                reaches[token] = nil
+                let error = route(to: reach.address) == nil ? NodeError.noRoute(reach.address) : .timedOut
+                hub.notify(.reply(token: token, .failed(error)))
+                continue
+            }
+            while let first = reach.sent.first, now.since(first.at) > Self.pingLife {
+                reachOfPing[first.number] = nil
+                reach.sent.removeFirst()
+            }
+            if route(to: reach.address) != nil, let number = stack.pingTSMP(reach.address) {
+                reach.sent.append((number, now))
+                reachOfPing[number] = token
+            }
+            let half = reach.pause.nanoseconds / 2
+            reach.nextPing = now + Interval(nanoseconds: half + random.next() % (reach.pause.nanoseconds + 1))
+            reach.pause = min(Interval(nanoseconds: reach.pause.nanoseconds / 2 * 3), Self.longestPause)
+            reaches[token] = reach
+        }
+    }
+
+    /// A TSMP pong came.
+    mutating func handlePong(_ number: UInt64) {
+        guard let token = reachOfPing[number], let reach = reaches.removeValue(forKey: token) else { return }
+        let sent = reach.sent.first { $0.number == number }
+        forgetPings(of: reach)
+        hub.notify(.reply(token: token, .reached(now.since(sent?.at ?? now))))
+    }
+
+    mutating func forgetReach(token: UInt64) {
+        if let reach = reaches.removeValue(forKey: token) { forgetPings(of: reach) }
+    }
+
+    private mutating func forgetPings(of reach: Reach) {
+        for ping in reach.sent { reachOfPing[ping.number] = nil }
+    }
+
+    /// Takes what the stack has to tell.
+    mutating func handleStackEvents() {
+        while let event = stack.nextEvent() {
+            switch event {
+            case .accepted(let id, let local, let remote): streamAccepted(id, local, remote)
+            case .connected(let id): streamConnected(id)
+            case .readable(let id), .writable(let id):
+                if let slot = streams.slot(connection: id) { enqueue(slot) }
+            case .peerClosed(let id):
+                if let slot = streams.slot(connection: id) {
+                    streams[slot].hasPeerFinished = true
+                    enqueue(slot)
+                }
+            case .closed(let id, let reason): streamClosed(id, reason)
+            case .datagrams: receiveDatagrams()
+            case .pong(_, let token): handlePong(token)
+            case .echoReply, .rejected: break
+            }
+        }
+    }
+}
