@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import LinuxIO
+internal import NIOCore
+
+/// The bytes of one accepted connection. Nothing is read from the socket until `read` asks for it, so a slow
+/// consumer slows its peer down, and the socket can be given away whole: see `detach`.
+final class ByteStream: Sendable {
+    private let channel: any Channel
+    private let handler: NIOLoopBound<DemandHandler>
+    /// Textual address of the peer, without port.
+    let peerAddress: String
+    /// Whether TLS lies between these bytes and the socket.
+    let isEncrypted: Bool
+
+    /// A peer that takes nothing for this long is gone.
+    private static let writeTimeout = TimeAmount.seconds(60)
+
+    /// Adds the reading end to a channel's pipeline. Call on the channel's event loop.
+    init(wrapping channel: any Channel, isEncrypted: Bool) throws {
+        self.channel = channel
+        self.isEncrypted = isEncrypted
+        peerAddress = channel.remoteAddress?.ipAddress ?? ""
+        let handler = DemandHandler()
+        try channel.pipeline.syncOperations.addHandler(handler)
+        self.handler = NIOLoopBound(handler, eventLoop: channel.eventLoop)
+    }
+
+    /// The next bytes, at least one, or nil at the end of the stream. Cancelling, or waiting longer than
+    /// `timeout`, closes the connection. One reader at a time.
+    func read(timeout: TimeAmount? = nil) async throws -> ByteBuffer? {
+        let channel = channel
+        let timer = timeout.map { time in
+            channel.eventLoop.scheduleTask(in: time) { channel.close(promise: nil) }
+        }
+        defer { timer?.cancel() }
+        return try await withTaskCancellationHandler {
+            try await withCheckedThrowingContinuation { continuation in
+                channel.eventLoop.execute { self.handler.value.read(continuation) }
+            }
+        } onCancel: {
+            channel.close(promise: nil)
+        }
+    }
+
+    /// Writes and waits until the socket has taken all of it.
+    func write(_ bytes: some Sequence<UInt8>) async throws {
+        try await write(ByteBuffer(bytes: bytes))
+    }
+
+    /// Writes and waits until the socket has taken all of it.
+    func write(_ buffer: ByteBuffer) async throws {
+        let channel = channel
+        let timer = channel.eventLoop.scheduleTask(in: Self.writeTimeout) { channel.close(promise: nil) }
+        defer { timer.cancel() }
+        try await channel.writeAndFlush(buffer).get()
+    }
+
+    /// Closes the connection; more than once does nothing.
+    func close() { channel.close(promise: nil) }
+
+    /// Returns once the connection is closed, by whomever.
+    func closed() async { try? await channel.closeFuture.get() }
+
+    /// Takes the socket away from the event loop: a descriptor of its own, and bytes that were received but not
+    /// read. Only for unencrypted connections (nil otherwise), and only while nobody reads.
+    func detach() async throws -> Detached? {
+        guard !isEncrypted else { return nil }
+        let channel = channel
+        let handler = handler
+        return try await channel.eventLoop.submit { () -> Detached? in
+            let copy = try channel.pipeline.syncOperations.withUnsafeTransportIfAvailable(
+                of: NIOBSDSocket.Handle.self
+            ) { number in Descriptor.duplicate(number) }
+            guard let copy, copy >= 0 else { return nil }
+            let leftOver = handler.value.takeBuffered()
+            channel.close(promise: nil)  // closes its own descriptor; the copy keeps the connection open
+            return Detached(number: copy, leftOver: Array(leftOver.readableBytesView))
+        }.get()
+    }
+
+    /// What `detach` gives: the caller owns the descriptor number.
+    struct Detached: Sendable {
+        var number: Int32
+        var leftOver: [UInt8]
+    }
+}
+
+/// Last handler of the pipeline: keeps what arrived and reads only when somebody waits. Lives on the event loop.
+private final class DemandHandler: ChannelInboundHandler {
+    typealias InboundIn = ByteBuffer
+
+    private var context: ChannelHandlerContext?
+    private var buffered = ByteBuffer()
+    private var waiter: CheckedContinuation<ByteBuffer?, any Error>?
+    private var isEnded = false
+    private var failure: (any Error)?
+
+    func handlerAdded(context: ChannelHandlerContext) { self.context = context }
+
+    func handlerRemoved(context: ChannelHandlerContext) {
+        self.context = nil
+        finish(nil)
+    }
+
+    func read(_ continuation: CheckedContinuation<ByteBuffer?, any Error>) {
+        guard waiter == nil else {
+            continuation.resume(throwing: ChannelError.operationUnsupported)
+            return
+        }
+        waiter = continuation
+        deliver()
+        if waiter != nil { context?.read() }
+    }
+
+    func takeBuffered() -> ByteBuffer {
+        defer { buffered = ByteBuffer() }
+        return buffered
+    }
+
+    func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+        var bytes = unwrapInboundIn(data)
+        if buffered.readableBytes == 0 { buffered = bytes } else { buffered.writeBuffer(&bytes) }
+    }
+
+    func channelReadComplete(context: ChannelHandlerContext) {
+        deliver()
+        if waiter != nil { context.read() }
+    }
+
+    func channelInactive(context: ChannelHandlerContext) {
+        finish(nil)
+        context.fireChannelInactive()
+    }
+
+    func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        finish(error)
+        context.close(promise: nil)
+    }
+
+    private func finish(_ error: (any Error)?) {
+        guard !isEnded else { return }
+        isEnded = true
+        failure = error
+        deliver()
+    }
+
+    private func deliver() {
+        guard let waiting = waiter else { return }
+        if buffered.readableBytes > 0 {
+            waiter = nil
+            waiting.resume(returning: takeBuffered())
+        } else if isEnded {
+            waiter = nil
+            if let failure { waiting.resume(throwing: failure) } else { waiting.resume(returning: nil) }
+        }
+    }
+}

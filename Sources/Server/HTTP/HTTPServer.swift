@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Logging
+internal import NIOCore
+internal import NIOPosix
+internal import NIOSSL
+
+/// Listens on one address and serves each connection in a task of its own.
+struct HTTPServer: Sendable {
+    /// Why a listener could not be opened.
+    struct BindError: Error, CustomStringConvertible {
+        var address: String
+        var cause: any Error
+
+        var description: String {
+            if let error = cause as? IOError, error.errnoCode == 98 {
+                return "cannot listen on \(address): the port is already in use by another program"
+            }
+            if let error = cause as? IOError, error.errnoCode == 13 {
+                return "cannot listen on \(address): permission denied"
+            }
+            return "cannot listen on \(address): \(cause)"
+        }
+    }
+
+    private let listener: NIOAsyncChannel<ByteStream, Never>
+    private let logger: Logger
+
+    /// Port that was really bound.
+    let port: Int
+
+    /// More simultaneous connections than this are refused: each may hold a few hundred KiB.
+    private static let maximumConnections = 8192
+
+    /// Binds `host:port`; port 0 takes a free one.
+    init(host: String, port: Int, tls: NIOSSLContext?, group: any EventLoopGroup, logger: Logger) async throws
+    {
+        self.logger = logger
+        let bootstrap = ServerBootstrap(group: group)
+            .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
+            .serverChannelOption(.backlog, value: 512)
+            .childChannelOption(.socketOption(.so_reuseaddr), value: 1)
+            .childChannelOption(.tcpOption(.tcp_nodelay), value: 1)
+            .childChannelOption(.autoRead, value: false)
+        do {
+            listener = try await bootstrap.bind(host: host, port: port) { channel in
+                channel.eventLoop.makeCompletedFuture {
+                    if let tls {
+                        try channel.pipeline.syncOperations.addHandler(NIOSSLServerHandler(context: tls))
+                    }
+                    return try ByteStream(wrapping: channel, isEncrypted: tls != nil)
+                }
+            }
+        } catch {
+            throw BindError(
+                address: host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)", cause: error)
+        }
+        self.port = listener.channel.localAddress?.port ?? port
+    }
+
+    /// Serves until the surrounding task is cancelled; then closes what is still open.
+    func run(_ serve: @escaping @Sendable (ByteStream) async -> Void) async throws {
+        try await listener.executeThenClose { inbound in
+            try await withThrowingDiscardingTaskGroup { group in
+                let active = ConnectionCount(limit: Self.maximumConnections)
+                for try await stream in inbound {
+                    guard active.enter() else {
+                        stream.close()
+                        continue
+                    }
+                    group.addTask {
+                        await serve(stream)
+                        stream.close()
+                        active.leave()
+                    }
+                }
+                group.cancelAll()
+            }
+        }
+    }
+}

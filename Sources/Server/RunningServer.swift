@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Glibc
+internal import LinuxIO
+internal import Logging
+internal import NIOCore
+internal import NIOPosix
+internal import NIOSSL
+internal import Synchronization
+
+/// A server that has started: listeners, database, mesh services. Made by `start`, ended by `stop`.
+final class RunningServer: Sendable {
+    private let cluster: PrivateCluster?
+    private let pool: ConnectionPool
+    private let group: MultiThreadedEventLoopGroup
+    private let logger: Logger
+    private let listeners: [Task<Void, Never>]
+    private let isFailed: Atomic<Bool>
+    private let failures: AsyncStream<Void>
+    private let services: Services
+    /// Held until everything else has stopped.
+    private let lock = Mutex<ServerLock?>(nil)
+    /// Ports that were bound: HTTP first.
+    let ports: [Int]
+
+    private init(
+        cluster: PrivateCluster?, pool: ConnectionPool, group: MultiThreadedEventLoopGroup, logger: Logger,
+        services: Services, servers: [HTTPServer], responder: any Connection.Responder
+    ) {
+        self.cluster = cluster
+        self.pool = pool
+        self.group = group
+        self.logger = logger
+        self.services = services
+        ports = servers.map(\.port)
+        let (stream, continuation) = AsyncStream.makeStream(
+            of: Void.self, bufferingPolicy: .bufferingNewest(1))
+        failures = stream
+        isFailed = Atomic(false)
+        let fields = [
+            (name: "X-Coder-Build-Version", value: services.options.version),
+            ("X-Content-Type-Options", "nosniff"),
+        ]
+        listeners = servers.map { server in
+            Task {
+                do {
+                    try await server.run { stream in
+                        let connection = Connection(
+                            stream: stream, responder: responder, logger: logger, commonFields: fields)
+                        await connection.run()
+                    }
+                } catch is CancellationError {
+                    return
+                } catch {
+                    logger.critical("a listener failed", metadata: ["error": "\(error)"])
+                    continuation.yield()
+                }
+            }
+        }
+    }
+
+    /// Where users reach it.
+    var accessURL: String { services.accessURL.text }
+    /// Whether it ended for another reason than being asked to.
+    var hasFailed: Bool { isFailed.load(ordering: .relaxed) }
+
+    /// Returns when a listener fails, or the task is cancelled.
+    func failed() async {
+        var iterator = failures.makeAsyncIterator()
+        if await iterator.next() != nil { isFailed.store(true, ordering: .relaxed) }
+    }
+
+    /// Takes no more connections, ends those that are open, stops the database. Returns within 10 s.
+    func stop() async {
+        services.mesh.stop()
+        for listener in listeners { listener.cancel() }
+        for listener in listeners { await listener.value }
+        await pool.close()
+        if let cluster { await cluster.stop() }
+        do {
+            try await group.shutdownGracefully()
+        } catch {
+            logger.warning("event loops did not end", metadata: ["error": "\(error)"])
+        }
+        lock.withLock { $0 = nil }
+    }
+}
+
+// MARK: Start
+
+extension RunningServer {
+    /// Starts everything, or throws one describable error and leaves nothing behind.
+    static func start(
+        _ options: ServerOptions, logger: Logger, say: @Sendable (String) -> Void
+    ) async throws -> RunningServer {
+        try Directory.make(options.configDirectory, mode: getuid() == 0 ? 0o711 : 0o700)
+        let lock = try ServerLock(directory: options.configDirectory)
+        let group = MultiThreadedEventLoopGroup(numberOfThreads: max(2, min(8, System.coreCount)))
+        var cluster: PrivateCluster?
+        do {
+            // Ports first: a server that cannot listen must not touch the database.
+            let servers = try await bind(options, group: group, logger: logger)
+            let accessURL = try chooseAccessURL(options, port: servers.first?.port)
+            if options.postgresURL == nil {
+                let started = try await PrivateCluster.start(
+                    configDirectory: options.configDirectory, logger: logger)
+                say("Using built-in PostgreSQL (\(started.directory))")
+                cluster = started
+            }
+            let conninfo = options.postgresURL ?? cluster?.conninfo ?? ""
+            let pool = ConnectionPool(conninfo: conninfo, limit: options.postgresConnections)
+            try await Migrator.migrate(pool)
+            try await Seed.deployment(pool, now: .now())
+            let services = try await makeServices(options, accessURL: accessURL, pool: pool, logger: logger)
+            let server = RunningServer(
+                cluster: cluster, pool: pool, group: group, logger: logger, services: services,
+                servers: servers,
+                responder: makeResponder(services))
+            server.lock.withLock { $0 = lock }
+            return server
+        } catch {
+            if let cluster { await cluster.stop() }
+            // The first error is the one to tell.
+            try? await group.shutdownGracefully()
+            throw error
+        }
+    }
+
+    private static func makeServices(
+        _ options: ServerOptions, accessURL: AccessURL, pool: ConnectionPool, logger: Logger
+    ) async throws -> Services {
+        let mesh = MeshServices()
+        return Services(
+            options: options, accessURL: accessURL, deploymentID: try await Seed.value("deployment_id", pool),
+            store: Store(database: pool), mesh: mesh, logger: logger)
+    }
+
+    private static func makeResponder(_ services: Services) -> any Connection.Responder {
+        let options = services.options
+        let authenticator = Authenticator(
+            store: services.store, apiLimitPerMinute: options.disableRateLimits ? 0 : options.apiRateLimit,
+            refreshesSessions: !options.disableSessionExpiryRefresh)
+        let table = RouteTable(authenticator: authenticator, logger: services.logger)
+        DeploymentRoutes(services: services).register(table)
+        DownloadRoutes(services: services).register(table)
+        UserRoutes(services: services).register(table)
+        OrganizationRoutes(services: services).register(table)
+        TemplateRoutes(services: services).register(table)
+        WorkspaceRoutes(services: services).register(table)
+        BuildRoutes(services: services).register(table)
+        AgentRoutes(services: services).register(table)
+        return table.makeResponder { call in
+            let path = call.head.target.prefix { $0 != "?" }
+            let isProgrammatic = ["/api", "/derp", "/bin", "/scim", "/swagger", "/oauth2"].contains {
+                path.hasPrefix($0)
+            }
+            guard call.head.method == "GET" || call.head.method == "HEAD", !isProgrammatic else {
+                throw APIError.routeNotFound
+            }
+            return .text(
+                LandingPage.html(url: services.accessURL.text, version: options.version),
+                type: "text/html; charset=utf-8")
+        }
+    }
+
+    private static func bind(
+        _ options: ServerOptions, group: MultiThreadedEventLoopGroup, logger: Logger
+    ) async throws -> [HTTPServer] {
+        var servers: [HTTPServer] = []
+        if !options.httpAddress.isEmpty {
+            let (host, port) = try address(options.httpAddress, standard: 3000)
+            servers.append(
+                try await HTTPServer(host: host, port: port, tls: nil, group: group, logger: logger))
+        }
+        if options.tlsEnable {
+            let (host, port) = try address(options.tlsAddress, standard: 3443)
+            let tls = try TLS.context(options)
+            servers.append(
+                try await HTTPServer(host: host, port: port, tls: tls, group: group, logger: logger))
+        }
+        guard !servers.isEmpty else {
+            throw PrivateCluster.StartError(
+                description: "neither --http-address nor --tls-enable: nothing to listen on")
+        }
+        return servers
+    }
+
+    private static func address(_ text: String, standard: Int) throws -> (String, Int) {
+        guard let (host, port) = HostPort.split(text) else {
+            throw PrivateCluster.StartError(
+                description: "\"\(text)\" is not an address of the form host:port")
+        }
+        return (host.isEmpty ? "0.0.0.0" : host, port ?? standard)
+    }
+
+    private static func chooseAccessURL(_ options: ServerOptions, port: Int?) throws -> AccessURL {
+        if let text = options.accessURL, !text.isEmpty {
+            guard let url = AccessURL(text) else {
+                throw PrivateCluster.StartError(
+                    description:
+                        "--access-url \"\(text)\" is not an http or https URL, such as https://coder.example.org"
+                )
+            }
+            return url
+        }
+        let isSecure = options.httpAddress.isEmpty
+        let (host, _) = try address(isSecure ? options.tlsAddress : options.httpAddress, standard: 3000)
+        let name = ["0.0.0.0", "::", ""].contains(host) ? "127.0.0.1" : host
+        return AccessURL(isSecure: isSecure, host: name, port: port)
+    }
+}
+
+/// Certificates of the HTTPS listener.
+enum TLS {
+    static func context(_ options: ServerOptions) throws -> NIOSSLContext {
+        guard let chain = options.tlsCertificateFiles.first, let key = options.tlsKeyFiles.first,
+            options.tlsCertificateFiles.count == 1, options.tlsKeyFiles.count == 1
+        else {
+            throw PrivateCluster.StartError(
+                description: "--tls-enable needs one --tls-cert-file and one --tls-key-file")
+        }
+        var configuration = TLSConfiguration.makeServerConfiguration(
+            certificateChain: try NIOSSLCertificate.fromPEMFile(chain).map { .certificate($0) },
+            privateKey: .privateKey(try NIOSSLPrivateKey(file: key, format: .pem)))
+        configuration.applicationProtocols = ["http/1.1"]
+        configuration.minimumTLSVersion = .tlsv12
+        return try NIOSSLContext(configuration: configuration)
+    }
+}
