@@ -43,11 +43,12 @@ var targets: [Target] = [
     .target(
         name: "Mesh", dependencies: ["CSodium", "LinuxIO", crypto, collections], exclude: ["README.md"],
         swiftSettings: pure),
-    .target(name: "RPC", dependencies: [protobuf], exclude: ["README.md", "Protocols"], swiftSettings: pure),
+    // Not `pure`: the generated messages are not marked for strict memory safety.
+    .target(name: "RPC", dependencies: [protobuf], exclude: ["README.md", "Protocols"], swiftSettings: base),
     .target(
         name: "SSH", dependencies: ["CSodium", crypto, collections], exclude: ["README.md"],
         swiftSettings: pure),
-    .target(name: "Coordinator", dependencies: ["RPC"], exclude: ["README.md"], swiftSettings: pure),
+    .target(name: "Coordinator", dependencies: ["RPC", "Mesh"], exclude: ["README.md"], swiftSettings: pure),
     .target(
         name: "DERPRelay", dependencies: ["LinuxIO", "Mesh"], exclude: ["README.md"], swiftSettings: base),
 

@@ -12,7 +12,7 @@ import Testing
         "Mesh": ["CSodium", "CLinux", "LinuxIO"],
         "RPC": [],
         "SSH": ["CSodium"],
-        "Coordinator": ["RPC"],
+        "Coordinator": ["Mesh", "RPC"],
         "DERPRelay": ["CLinux", "LinuxIO", "Mesh"],
         "HTTPTransport": ["LinuxIO"],
         "Tailnet": ["LinuxIO", "Mesh", "RPC", "HTTPTransport"],

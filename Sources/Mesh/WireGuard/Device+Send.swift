@@ -234,6 +234,7 @@ extension WireGuard.Device {
         lastTimestamp = timestamp
         indices.insert(initiation.index, slot: peer.value.index.slot, pair: nil)
         peer.value.initiation = initiation
+        peer.value.initiationSentAt = now
         unsafe writeMACs(message, size: WireGuard.initiationSize, peer, now: now)
         counters.initiationsSent &+= 1
         peer.value.sentBytes &+= UInt64(WireGuard.initiationSize)

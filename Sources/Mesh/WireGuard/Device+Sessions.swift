@@ -21,7 +21,7 @@ extension WireGuard.Device {
         // The peer began as well: both sessions are good and each side sends with its own. Without this, both
         // would renew at the same moment again, for ever; so one waits a little, and finds the other's
         // session in place.
-        let isGlare = peer.value.next != nil
+        let isGlare = peer.value.next != nil || isCurrentCrossing(peer)
         let isLater = isGlare && peer.value.publicKey.nodePublicKey < identity.publicKey.nodePublicKey
         if isGlare { counters.glares &+= 1 }
         let rekeyAfter = isLater ? limits.rekeyAfterTime + limits.glareDelay : limits.rekeyAfterTime
@@ -31,17 +31,26 @@ extension WireGuard.Device {
                 isInitiator: true,
                 rekeyAfter: rekeyAfter))
         indices.insert(local, slot: peer.value.index.slot, pair: pair)
-        close(&peer.value.retired)
-        close(&peer.value.previous)
-        if isGlare {
-            peer.value.previous = peer.value.next
-            peer.value.next = nil
-            peer.value.retired = peer.value.current
-        } else {
-            peer.value.previous = peer.value.current
-        }
+        retire(&peer.value.current, of: peer)
+        retire(&peer.value.next, of: peer)
         peer.value.current = pair
         sessionDerived(peer, now: now)
+    }
+
+    /// Whether the peer began the current session after we sent our initiation.
+    private func isCurrentCrossing(_ peer: UnsafeOwned<Peer>) -> Bool {
+        guard let pair = peer.value.current else { return false }
+        return !pair.value.isInitiator && pair.value.created >= peer.value.initiationSentAt
+    }
+
+    /// Puts a session in front of the old ones; the oldest goes.
+    private mutating func retire(_ slot: inout UnsafeOwned<KeyPair>?, of peer: UnsafeOwned<Peer>) {
+        guard let pair = slot else { return }
+        slot = nil
+        close(&peer.value.old[2])
+        peer.value.old[2] = peer.value.old[1]
+        peer.value.old[1] = peer.value.old[0]
+        peer.value.old[0] = pair
     }
 
     /// We answered an initiation: the session receives, and sends once the peer has shown that it has the
@@ -63,9 +72,7 @@ extension WireGuard.Device {
     /// First valid packet on a session that the peer began.
     @inline(never)
     mutating func confirmNext(of peer: UnsafeOwned<Peer>, now: Instant) {
-        close(&peer.value.retired)
-        close(&peer.value.previous)
-        peer.value.previous = peer.value.current
+        retire(&peer.value.current, of: peer)
         peer.value.current = peer.value.next
         peer.value.next = nil
         handshakeCompleted(peer, now: now)
@@ -92,8 +99,7 @@ extension WireGuard.Device {
     mutating func closeSessions(of peer: UnsafeOwned<Peer>) {
         close(&peer.value.next)
         close(&peer.value.current)
-        close(&peer.value.previous)
-        close(&peer.value.retired)
+        for place in 0..<3 { close(&peer.value.old[place]) }
         closeInitiation(of: peer)
         peer.value.response = nil
     }

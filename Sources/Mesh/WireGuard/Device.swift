@@ -96,9 +96,8 @@ extension WireGuard {
 
         deinit {
             for case let peer? in peers {
-                for case let pair? in [
-                    peer.value.next, peer.value.current, peer.value.previous, peer.value.retired,
-                ] { pair.free() }
+                let (next, current, old) = (peer.value.next, peer.value.current, peer.value.old)
+                for case let pair? in [next, current, old[0], old[1], old[2]] { pair.free() }
                 peer.free()
             }
         }

@@ -57,15 +57,15 @@ extension WireGuard {
         var next: UnsafeOwned<KeyPair>?
         /// Sends and receives.
         var current: UnsafeOwned<KeyPair>?
-        /// Receives packets that were under way during a change.
-        var previous: UnsafeOwned<KeyPair>?
-        /// The session before the previous one after both sides began at once: its packets may be under way
-        /// too.
-        var retired: UnsafeOwned<KeyPair>?
+        /// Sessions before the current one, newest first: they receive packets that were under way during a
+        /// change. The paper keeps one. After both sides began at once each sends with another session, and
+        /// when that happens twice in a row, packets on three old ones may be under way.
+        var old = InlineArray<3, UnsafeOwned<KeyPair>?>(repeating: nil)
 
         // Handshake.
         var initiation: InitiatorHandshake?
         var response: PendingResponse?
+        var initiationSentAt = Instant(nanoseconds: 0)
         var wantsInitiation = false
         var wantsKeepalive = false
         var wrongResponses: UInt8 = 0
@@ -108,6 +108,11 @@ extension WireGuard {
             self.staticShared = staticShared
             keepaliveInterval = configuration.persistentKeepalive
         }
+    }
+
+    /// Bytes of a peer without prefixes, sessions and waiting packets, and of one session.
+    package static var peerMemory: (idle: Int, session: Int) {
+        (MemoryLayout<Peer>.stride, MemoryLayout<KeyPair>.stride)
     }
 
     /// What the caller says of a peer.

@@ -139,6 +139,19 @@ final class WireGuardNode {
             now: now)
     }
 
+    // The test macros cannot look into something that cannot be copied.
+    var hasOutput: Bool { device.hasOutput }
+    var nextDeadline: Instant { device.nextDeadline }
+    var counters: WireGuard.Counters { device.counters }
+    var peerCount: Int { device.peerCount }
+    func peer(for key: NodePublicKey) -> WireGuard.PeerIndex? { device.peer(for: key) }
+    func peer(for address: IPAddress) -> WireGuard.PeerIndex? { device.peer(for: address) }
+    func removePeer(_ index: WireGuard.PeerIndex) -> Bool { device.removePeer(index) }
+    func setPrivateKey(_ key: PrivateKey) -> WireGuard.PeerIndex? { device.setPrivateKey(key) }
+    func statistics(of index: WireGuard.PeerIndex, now: Instant) -> WireGuard.PeerStatistics? {
+        device.statistics(of: index, now: now)
+    }
+
     /// Everything that the device wants to send.
     func output(_ now: Instant) -> [[UInt8]] {
         var result: [[UInt8]] = []

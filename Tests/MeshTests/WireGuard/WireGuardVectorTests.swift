@@ -124,6 +124,13 @@ import Testing
             self.peer = peer
         }
 
+        var hasOutput: Bool { device.hasOutput }
+        var nextDeadline: Instant { device.nextDeadline }
+        var counters: WireGuard.Counters { device.counters }
+        func statistics(of index: WireGuard.PeerIndex, now: Instant) -> WireGuard.PeerStatistics? {
+            device.statistics(of: index, now: now)
+        }
+
         func output() -> String? {
             let wall = WireGuard.WallTime(seconds: 1_770_000_000, nanoseconds: 123_456_789)
             let output = buffer.withUnsafeMutableBytes {
@@ -279,9 +286,9 @@ import Testing
                 Issue.record("\(item.name) was not dropped")
                 continue
             }
-            #expect(node.device.counters[reason] == 1 && node.device.counters.dropped == 1, "\(item.name)")
-            #expect(!node.device.hasOutput && node.device.nextDeadline == .never, "\(item.name)")
-            #expect(node.device.statistics(of: node.peer, now: .start)?.receivedBytes == 0)
+            #expect(node.counters[reason] == 1 && node.counters.dropped == 1, "\(item.name)")
+            #expect(!node.hasOutput && node.nextDeadline == .never, "\(item.name)")
+            #expect(node.statistics(of: node.peer, now: .start)?.receivedBytes == 0)
         }
     }
 }
