@@ -100,7 +100,7 @@ if !pureOnly {
             name: "coder-slim", dependencies: ["CLI"],
             swiftSettings: base),
         .testTarget(name: "TailnetTests", dependencies: ["Tailnet"], swiftSettings: base),
-        .testTarget(name: "AgentTests", dependencies: ["Agent"], swiftSettings: base),
+        .testTarget(name: "AgentTests", dependencies: ["Agent", "SSH", "LinuxIO"], swiftSettings: base),
         .testTarget(name: "ServerTests", dependencies: ["Server"], swiftSettings: base),
         .testTarget(
             name: "HTTPTransportTests", dependencies: nio + ["HTTPTransport", "LinuxIO", crypto], swiftSettings: base),

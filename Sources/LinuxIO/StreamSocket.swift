@@ -67,4 +67,7 @@ public struct AcceptedSocket: ~Copyable, Sendable {
     public let descriptor: OwnedDescriptor
     /// Who it is; zero for unix sockets.
     public let peer: KernelAddress
+
+    /// The connection alone.
+    public consuming func take() -> OwnedDescriptor { descriptor }
 }

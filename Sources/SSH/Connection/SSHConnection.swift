@@ -100,7 +100,7 @@ public struct SSHConnection: ~Copyable {
     public init(
         serverWith hostKey: HostKey, policy: AuthenticationPolicy = .acceptNone,
         limits: SSHLimits = SSHLimits(),
-        ciphers: [CipherName] = CipherName.allCases, software: String = "coder", seed: EntropySeed
+        ciphers: [CipherName] = CipherName.preferred, software: String = "coder", seed: EntropySeed
     ) {
         transport = Transport(
             role: .server, limits: limits, ciphers: ciphers, version: "SSH-2.0-\(software)", hostKey: hostKey,
@@ -111,7 +111,7 @@ public struct SSHConnection: ~Copyable {
     /// A client's end; authenticates as `user` by `none`.
     public init(
         clientNamed user: String, limits: SSHLimits = SSHLimits(),
-        ciphers: [CipherName] = CipherName.allCases,
+        ciphers: [CipherName] = CipherName.preferred,
         software: String = "coder", seed: EntropySeed
     ) {
         transport = Transport(

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Glibc
+internal import LinuxIO
+internal import SSH
+
+/// A listener on behalf of the client: a TCP port, a unix socket, or the socket of ssh-agent.
+final class ForwardListener {
+    enum Target: Hashable {
+        case tcp(host: String, port: UInt32)
+        case unix(path: ByteString)
+        case agent(path: ByteString)
+    }
+
+    let target: Target
+    let descriptor: OwnedDescriptor
+    /// A directory that goes away with the socket.
+    private let ownDirectory: String?
+
+    init(_ target: Target, _ descriptor: consuming OwnedDescriptor, ownDirectory: String? = nil) {
+        self.target = target
+        self.descriptor = descriptor
+        self.ownDirectory = ownDirectory
+    }
+
+    deinit {
+        switch target {
+        case .unix(let path), .agent(let path):
+            _ = (path.bytes + [0]).withUnsafeBytes {
+                unlink($0.baseAddress!.assumingMemoryBound(to: CChar.self))
+            }
+        case .tcp: break
+        }
+        if let ownDirectory { rmdir(ownDirectory) }
+    }
+
+    /// Listens as `tcpip-forward` asks; names are not looked up.
+    static func tcp(
+        host: String, port: UInt32
+    ) throws(SystemError) -> (listener: ForwardListener, port: UInt32) {
+        guard let port = UInt16(exactly: port) else { throw SystemError(call: "bind", code: EINVAL) }
+        let address: KernelAddress
+        var both = false
+        switch host {
+        case "", "*":
+            address = .any(v4: false, port: port)
+            both = true
+        case "localhost": address = .loopback(v4: true, port: port)
+        default:
+            guard let literal = AddressText.parse(host, port: port) else {
+                throw SystemError(call: "bind", code: EADDRNOTAVAIL)
+            }
+            address = literal
+        }
+        let descriptor: OwnedDescriptor
+        do {
+            descriptor = try StreamSocket.listen(on: address, bothFamilies: both)
+        } catch let error where both && error.code == EAFNOSUPPORT {
+            descriptor = try StreamSocket.listen(on: .any(v4: true, port: port), bothFamilies: false)
+        }
+        let bound = UInt32(try StreamSocket.localAddress(descriptor.number).port)
+        return (ForwardListener(.tcp(host: host, port: bound), descriptor), bound)
+    }
+
+    /// Listens on a unix socket: its directory is made, an old socket is removed (`agent.md` §6).
+    static func unix(path: ByteString) throws(SystemError) -> ForwardListener {
+        guard path.isCString, path.bytes.first == UInt8(ascii: "/") else {
+            throw SystemError(call: "bind", code: EINVAL)
+        }
+        let text = path.description
+        if let slash = text.lastIndex(of: "/"), slash > text.startIndex {
+            mkdir(String(text[..<slash]), 0o700)
+        }
+        var status = stat()
+        if lstat(text, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK { unlink(text) }
+        return ForwardListener(.unix(path: path), try StreamSocket.listen(onPath: path.bytes))
+    }
+
+    /// Makes the socket of ssh-agent in a private directory.
+    static func agent(number: UInt64) throws(SystemError) -> ForwardListener {
+        var template = Array("/tmp/coder-ssh-agent.XXXXXX".utf8CString)
+        guard mkdtemp(&template) != nil else { throw SystemError(call: "mkdtemp") }
+        let directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        let path = ByteString("\(directory)/agent.\(number)")
+        do {
+            return ForwardListener(
+                .agent(path: path), try StreamSocket.listen(onPath: path.bytes), ownDirectory: directory)
+        } catch {
+            rmdir(directory)
+            throw error
+        }
+    }
+
+    /// The channel that carries a connection which came in here.
+    func channelType(for peer: KernelAddress) -> ChannelType {
+        switch target {
+        case .tcp(let host, let port):
+            .forwardedTCPIP(
+                listenHost: host, listenPort: port, originHost: AddressText.text(of: peer),
+                originPort: UInt32(peer.port))
+        case .unix(let path): .forwardedStreamLocal(path: path)
+        case .agent: .agent
+        }
+    }
+}
+
+/// Addresses in text, by the C library, without look-up.
+enum AddressText {
+    static func parse(_ text: String, port: UInt16) -> KernelAddress? {
+        var v4 = in_addr()
+        if inet_pton(AF_INET, text, &v4) == 1 {
+            return KernelAddress(
+                high: 0, low: 0xffff_0000_0000 | UInt64(UInt32(bigEndian: v4.s_addr)), port: port, isV4: true)
+        }
+        var v6 = in6_addr()
+        guard inet_pton(AF_INET6, text, &v6) == 1 else { return nil }
+        return withUnsafeBytes(of: v6) { bytes in
+            KernelAddress(
+                high: UInt64(bigEndian: bytes.loadUnaligned(as: UInt64.self)),
+                low: UInt64(bigEndian: bytes.loadUnaligned(fromByteOffset: 8, as: UInt64.self)), port: port,
+                isV4: false)
+        }
+    }
+
+    static func text(of address: KernelAddress) -> String {
+        var buffer = [CChar](repeating: 0, count: 64)
+        if address.isV4 {
+            var v4 = in_addr(s_addr: UInt32(truncatingIfNeeded: address.low).bigEndian)
+            inet_ntop(AF_INET, &v4, &buffer, 64)
+        } else {
+            var halves = [address.high.bigEndian, address.low.bigEndian]
+            inet_ntop(AF_INET6, &halves, &buffer, 64)
+        }
+        return buffer.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }
+    }
+}
