@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import LinuxIO
+internal import Logging
+internal import Mesh
+internal import Synchronization
+
+/// What the agent serves on the mesh: SSH on 1 and 22, speed test on 3, HTTP on 4; every other port leads to the
+/// same port of the workspace. Whoever gets here was let in by WireGuard. agent.md §5.
+struct MeshListeners: Sendable {
+    /// Threads of speed tests and HTTP requests at once; more are reset.
+    private static let threadLimit = 32
+
+    let node: Node
+    let ssh: SSHService
+    let http: AgentHTTP
+    let logger: Logger
+    private let threads = ThreadCount()
+
+    init(node: Node, ssh: SSHService, http: AgentHTTP, logger: Logger) {
+        self.node = node
+        self.ssh = ssh
+        self.http = http
+        self.logger = logger
+    }
+
+    /// Listens until cancelled, or until the node is closed.
+    func run() async {
+        do {
+            let ports = (
+                one: try await node.listen(port: 1), ssh: try await node.listen(port: 22),
+                speed: try await node.listen(port: 3), http: try await node.listen(port: 4),
+                any: try await node.listenAny(), flows: try await node.listenAnyUDP()
+            )
+            await withDiscardingTaskGroup { group in
+                group.addTask { await serveSSH(ports.one) }
+                group.addTask { await serveSSH(ports.ssh) }
+                group.addTask { await serveOnThreads(ports.speed, name: "speedtest") { SpeedTest.serve($0) } }
+                group.addTask { await serveOnThreads(ports.http, name: "agent-http") { http.serve($0) } }
+                group.addTask { await relay(ports.any) }
+                group.addTask {
+                    for await flow in ports.flows { relay(flow) }
+                }
+            }
+        } catch {
+            logger.error("cannot listen on the mesh", metadata: ["error": "\(error)"])
+        }
+    }
+
+    private func serveSSH(_ streams: AsyncStream<IncomingStream>) async {
+        for await stream in streams {
+            do {
+                ssh.serve(try stream.descriptor(), remoteAddress: stream.remote.ip.description)
+            } catch {
+                logger.warning("stream lost", metadata: ["error": "\(error)"])
+            }
+        }
+    }
+
+    private func serveOnThreads(
+        _ streams: AsyncStream<IncomingStream>, name: String,
+        _ body: @escaping @Sendable (consuming OwnedDescriptor) -> Void
+    ) async {
+        for await stream in streams {
+            guard threads.enter(limit: Self.threadLimit) else {
+                stream.reject()
+                continue
+            }
+            do {
+                let number = try stream.descriptor().release()
+                do {
+                    try DedicatedThread(name: name) { [threads] in
+                        body(OwnedDescriptor(taking: number))
+                        threads.leave()
+                    }.detach()
+                } catch {
+                    OwnedDescriptor(taking: number).close()
+                    throw error
+                }
+            } catch {
+                threads.leave()
+                logger.warning("stream lost", metadata: ["error": "\(error)"])
+            }
+        }
+    }
+
+    private func relay(_ streams: AsyncStream<IncomingStream>) async {
+        await withDiscardingTaskGroup { group in
+            for await stream in streams {
+                group.addTask {
+                    // Nobody listens: the peer gets a reset.
+                    guard let socket = await LocalRelay.connect(port: stream.local.port) else {
+                        return stream.reject()
+                    }
+                    do {
+                        try stream.bridge(reading: socket)
+                    } catch {
+                        logger.warning("stream lost", metadata: ["error": "\(error)"])
+                    }
+                }
+            }
+        }
+    }
+
+    private func relay(_ flow: IncomingFlow) {
+        guard let socket = LocalRelay.datagrams(port: flow.local.port) else { return flow.reject() }
+        do {
+            try flow.bridge(socket)
+        } catch {
+            logger.warning("flow lost", metadata: ["error": "\(error)"])
+        }
+    }
+}
+
+/// How many threads serve.
+private final class ThreadCount: Sendable {
+    private let count = Atomic<Int>(0)
+
+    func enter(limit: Int) -> Bool {
+        guard count.add(1, ordering: .relaxed).newValue <= limit else {
+            leave()
+            return false
+        }
+        return true
+    }
+
+    func leave() { count.subtract(1, ordering: .relaxed) }
+}

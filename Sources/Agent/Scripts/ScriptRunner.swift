@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Glibc
+internal import LinuxIO
+internal import Logging
+internal import RPC
+internal import SSH
+internal import SwiftProtobuf
+
+/// Runs the manifest's start and stop scripts, all of a set at once, and reports their output and timing.
+/// agent.md §4.5. Cron scripts are not run.
+struct ScriptRunner: Sendable {
+    /// How a whole set ended, the worst of all.
+    enum Outcome: Int, Comparable, Sendable {
+        case ok
+        case failed
+        case timedOut
+        static func < (a: Outcome, b: Outcome) -> Bool { a.rawValue < b.rawValue }
+    }
+
+    let logs: LogSender
+    let timings: Outbox<AgentTiming>
+    let logger: Logger
+    let logDirectory: String
+    let dataDirectory: String
+
+    /// `…/coder-script-data/bin`: first in every PATH, so that scripts can offer programs to sessions.
+    static func binDirectory(in dataDirectory: String) -> String { "\(dataDirectory)/coder-script-data/bin" }
+
+    /// Makes the directory in which scripts offer programs.
+    func prepare() {
+        for path in [
+            dataDirectory, "\(dataDirectory)/coder-script-data", Self.binDirectory(in: dataDirectory),
+        ] {
+            mkdir(path, 0o700)
+        }
+    }
+
+    /// Runs all of them to their end; cancelling hangs them up.
+    func run(
+        _ scripts: [AgentWorkspaceAgentScript], _ stage: AgentTiming.Stage, _ environment: SSHEnvironment
+    ) async -> Outcome {
+        await withTaskGroup(of: Outcome.self) { group in
+            for script in scripts {
+                group.addTask { await run(script, stage, environment) }
+            }
+            var worst = Outcome.ok
+            for await outcome in group { worst = max(worst, outcome) }
+            return worst
+        }
+    }
+
+    private func run(
+        _ script: AgentWorkspaceAgentScript, _ stage: AgentTiming.Stage, _ environment: SSHEnvironment
+    ) async -> Outcome {
+        let source = RawUUID(script.logSourceID) ?? .zero
+        let plan = plan(script, source, environment)
+        logger.info("running script", metadata: ["script": "\(script.displayName)", "stage": "\(stage)"])
+        var timing = AgentTiming()
+        timing.scriptID = script.id
+        timing.stage = stage
+        timing.start = .now()
+        let result = await execute(plan, source)
+        timing.end = .now()
+        timing.exitCode = result.exitCode
+        timing.status = result.status
+        if !script.id.isEmpty { timings.put(timing) }
+        logger.info(
+            "script ended",
+            metadata: [
+                "script": "\(script.displayName)", "status": "\(result.status)", "code": "\(result.exitCode)",
+            ])
+        switch result.status {
+        case .ok, .pipesLeftOpen: return result.exitCode == 0 ? .ok : .failed
+        case .timedOut: return .timedOut
+        case .exitFailure, .UNRECOGNIZED: return .failed
+        }
+    }
+
+    private func execute(_ plan: ScriptPlan, _ source: RawUUID) async -> ScriptResult {
+        let failure = ScriptResult(status: .exitFailure, exitCode: 255)
+        guard let cancelled = try? WakeUp() else { return failure }
+        return await withTaskCancellationHandler {
+            await withCheckedContinuation { continuation in
+                do {
+                    try DedicatedThread(name: "script") { [logs] in
+                        let process = ScriptProcess(plan, cancelled: cancelled) { text, level in
+                            logs.add(text, level: level, source: source)
+                        }
+                        continuation.resume(returning: process.run())
+                    }.detach()
+                } catch {
+                    continuation.resume(returning: failure)
+                }
+            }
+        } onCancel: {
+            cancelled.signal()
+        }
+    }
+
+    private func plan(
+        _ script: AgentWorkspaceAgentScript, _ source: RawUUID, _ environment: SSHEnvironment
+    ) -> ScriptPlan {
+        let data = "\(dataDirectory)/coder-script-data/\(source)"
+        mkdir(data, 0o700)
+        let variables = environment.variables(extra: [
+            ("CODER_SCRIPT_DATA_DIR", ByteString(data)),
+            ("CODER_SCRIPT_BIN_DIR", ByteString(Self.binDirectory(in: dataDirectory))),
+        ])
+        let shell = environment.account.shell
+        var command = [shell, "-c", script.script]
+        let trimmed = script.script.drop { $0 == " " || $0 == "\t" || $0.isNewline }
+        if trimmed.hasPrefix("#!"), let first = trimmed.dropFirst(2).split(whereSeparator: \.isNewline).first
+        {
+            let words = first.split(separator: " ").map(String.init)
+            if !words.isEmpty { command = words + ["-c", script.script] }
+        }
+        let timeout = script.timeout.seconds
+        var logPath = script.logPath.isEmpty ? "coder-script-\(source).log" : script.logPath
+        if logPath.hasPrefix("~/") { logPath = environment.account.home + logPath.dropFirst() }
+        if !logPath.hasPrefix("/") { logPath = "\(logDirectory)/\(logPath)" }
+        return ScriptPlan(
+            path: command[0], arguments: command.map { String($0.filter { $0 != "\0" }) },
+            environment: variables.map { $0.name.bytes + [0x3d] + $0.value.bytes },
+            directory: environment.workDirectory, logPath: logPath,
+            timeoutNanoseconds: timeout > 0 ? UInt64(min(timeout, 1 << 30)) * 1_000_000_000 : nil)
+    }
+
+    /// Delivers timings over this connection until it fails; what the server does not take is dropped.
+    func deliverTimings(on connection: RPCConnection) async throws {
+        while true {
+            var request = AgentWorkspaceAgentScriptCompletedRequest()
+            request.timing = try await timings.first()
+            do throws(RPCError) {
+                _ = try await connection.unary(AgentMethods.scriptCompleted, request)
+            } catch {
+                guard case .failed = error else { throw error }
+                logger.debug("script timing refused", metadata: ["error": "\(error)"])
+            }
+            timings.removeFirst()
+        }
+    }
+}
