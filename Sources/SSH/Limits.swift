@@ -17,8 +17,9 @@ public struct SSHLimits: Sendable {
     public var channelPacketBytes = 64 * 1024
     /// Channels at once. VS Code opens one per forwarded connection; sshd has no limit but MaxSessions.
     public var channels = 1024
-    /// Outgoing bytes at which `write` takes no more channel data: enough to fill one large socket buffer.
-    public var outgoingDataBytes = 1024 * 1024
+    /// Outgoing bytes at which `write` takes no more channel data: fills a large socket buffer in one call, and is
+    /// all that a keystroke's echo waits behind.
+    public var outgoingDataBytes = 256 * 1024
     /// Outgoing bytes at which no further packet is handled, so that a peer which asks and never reads gets
     /// stuck.
     public var outgoingBytes = 4 * 1024 * 1024

@@ -25,6 +25,8 @@ final class SSHConnectionLoop {
     private var nextNumber: UInt64 = 1
     private var list = PollList()
     private var peerIsGone = false
+    /// Nothing has moved in the last wait.
+    private var isIdle = false
 
     private static let socketTag: UInt8 = 0, wakeUpTag: UInt8 = 1, listenerTag: UInt8 = 2
 
@@ -76,7 +78,10 @@ final class SSHConnectionLoop {
         try ssh.handleTimeout(nowNanoseconds: Clock.monotonicNanoseconds())
         if peerIsGone { return }
         collectInterests()
-        for index in list.wait(milliseconds: timeout()) { ready(index) }
+        let ready = list.wait(milliseconds: timeout())
+        if ready.isEmpty, !isIdle { ssh.releaseSpareMemory() }
+        isIdle = ready.isEmpty
+        for index in ready { self.ready(index) }
         pumpAll()
     }
 
@@ -87,10 +92,13 @@ final class SSHConnectionLoop {
         }
     }
 
+    /// Until the next deadline; a connection that has just been busy looks again after a second, to tidy up.
     private func timeout() -> Int32? {
-        guard let deadline = ssh.nextDeadlineNanoseconds else { return nil }
+        let limit: Int32? = isIdle ? nil : 1_000
+        guard let deadline = ssh.nextDeadlineNanoseconds else { return limit }
         let now = Clock.monotonicNanoseconds()
-        return deadline <= now ? 0 : Int32(clamping: (deadline - now + 999_999) / 1_000_000)
+        let wait = deadline <= now ? 0 : Int32(clamping: (deadline - now + 999_999) / 1_000_000)
+        return min(wait, limit ?? .max)
     }
 
     // MARK: Socket
@@ -177,7 +185,10 @@ final class SSHConnectionLoop {
         case .channelRequested(let channel, let type): open(channel, type)
         case .opened(let channel): (parts[channel] as? RelayChannel)?.opened()
         case .openFailed(let channel, _, _), .closed(let channel):
-            parts.removeValue(forKey: channel)?.closed()
+            guard let part = parts.removeValue(forKey: channel) else { return }
+            part.closed()
+            guard let socket = (part as? SessionChannel)?.agentSocket else { return }
+            listeners.removeAll { $0.target == .agent(path: socket) }
         case .request(let channel, let request, let wantsReply): serve(channel, request, wantsReply)
         case .globalRequest(let request, _): serve(request)
         case .authenticated, .authenticationRequested, .hostKey, .reply, .globalReply, .writable: break

@@ -23,7 +23,7 @@ final class SessionChannel: ChannelPart {
     private var variableBytes = 0
     private var terminalRequest: PTYRequest?
     /// Path of the socket of a forwarded ssh-agent.
-    private var agentSocket: ByteString?
+    private(set) var agentSocket: ByteString?
     private var hasStarted = false
     private var reportedKind: SSHSessionKind?
 

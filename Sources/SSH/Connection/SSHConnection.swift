@@ -155,6 +155,13 @@ public struct SSHConnection: ~Copyable {
     /// Drops the first `count` bytes of `outgoing`, which have been sent.
     public mutating func consumeOutgoing(_ count: Int) { transport.outbound.consume(count) }
 
+    /// Gives memory of the last burst back. Worth calling when nothing has moved for a while.
+    public mutating func releaseSpareMemory() {
+        transport.inbound.trim()
+        transport.outbound.trim()
+        transport.deferred.trim()
+    }
+
     /// Counters of this connection.
     public var counters: SSHCounters { transport.counters }
 

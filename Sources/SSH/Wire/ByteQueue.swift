@@ -12,8 +12,9 @@
     /// Offset after the last byte.
     package private(set) var tail = 0
 
-    /// Storage that an empty queue keeps.
-    private static let restingCapacity = 64 * 1024
+    /// Storage that an idle queue keeps, and that a busy one does: giving back in a stream would cost it
+    /// dearly.
+    private static let restingCapacity = 16 * 1024, burstCapacity = 4 * 1024 * 1024
 
     package init(capacity: Int = 4096) {
         self.capacity = max(capacity, 64)
@@ -74,7 +75,7 @@
         guard head == tail else { return }
         head = 0
         tail = 0
-        if capacity > Self.restingCapacity * 16 { shrink() }
+        if capacity > Self.burstCapacity { trim() }
     }
 
     /// Forgets everything after the first `size` bytes.
@@ -83,8 +84,9 @@
         tail = head + size
     }
 
-    /// Gives storage of a large burst back.
-    private mutating func shrink() {
+    /// Gives the storage of a burst back, if the queue is empty.
+    package mutating func trim() {
+        guard isEmpty, capacity > Self.restingCapacity else { return }
         unsafe base.deallocate()
         capacity = Self.restingCapacity
         unsafe base = UnsafeMutableRawPointer.allocate(byteCount: capacity, alignment: 64)
