@@ -17,6 +17,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,6 +33,8 @@
 int clinux_pipe2(int descriptors[2], int flags) { return pipe2(descriptors, flags); }
 int clinux_eventfd(void) { return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }
 int clinux_epoll_create(void) { return epoll_create1(EPOLL_CLOEXEC); }
+
+int clinux_new_network_namespace(void) { return unshare(CLONE_NEWNET) == 0 ? 0 : -errno; }
 
 int clinux_tun_open(char name[16], int vnet_header) {
     int descriptor = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);

@@ -48,6 +48,16 @@ public struct LinkMonitor: ~Copyable, Sendable {
     public func drain() -> Bool { clinux_link_monitor_drain(number) > 0 }
 }
 
+/// The network namespace of a thread.
+public enum NetworkNamespace {
+    /// Moves the calling thread (only) into a new, empty network namespace, which lives as long as a thread or
+    /// descriptor refers to it. Needs CAP_SYS_ADMIN. For a `DedicatedThread`, never for a pool's.
+    public static func enterNew() throws(SystemError) {
+        let code = clinux_new_network_namespace()
+        guard code == 0 else { throw SystemError(call: "unshare(CLONE_NEWNET)", code: -code) }
+    }
+}
+
 /// A TUN device: one IP packet per read and write.
 public struct TUNDevice: ~Copyable, Sendable {
     private let descriptor: OwnedDescriptor
