@@ -36,11 +36,12 @@
         size.trailingZeroBitCount - smallest.trailingZeroBitCount
     }
 
-    /// A block of exactly `size` bytes, a power of two; nil when the limit is reached.
+    /// A block of exactly `size` bytes, a power of two; nil when the limit is reached and it is not the smallest.
     mutating func take(_ size: Int) -> UnsafeMutableRawPointer? {
         let index = Self.sizeClass(size)
         precondition(index >= 0 && index < Self.classes, "no such block size")
-        guard used + size <= limit else { return nil }
+        // The smallest block is always given, so that no connection is stuck for ever; their number is bounded.
+        guard used + size <= limit || size == Self.smallest else { return nil }
         used += size
         if let block = unsafe free[index].popLast() {
             retained -= size

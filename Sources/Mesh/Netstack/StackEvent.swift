@@ -42,6 +42,13 @@ package struct DatagramHeader: Hashable, Sendable {
     package var remote: SocketAddress
     /// Full length; more than what fits into the caller's buffer means that it was cut.
     package var length: Int
+
+    /// From its parts.
+    package init(local: SocketAddress, remote: SocketAddress, length: Int) {
+        self.local = local
+        self.remote = remote
+        self.length = length
+    }
 }
 
 /// One packet ready to be sealed.

@@ -60,7 +60,7 @@ extension Connection {
         plan.offset = start - sendBase
         plan.length = min(size, send.count - plan.offset)
         if finSent, start + size > finSequence { plan.flags.insert(.fin) }
-        if plan.offset + plan.length == send.count { plan.flags.insert(.psh) }
+        if plan.length > 0, plan.offset + plan.length == send.count { plan.flags.insert(.psh) }
         return plan
     }
 
@@ -105,7 +105,7 @@ extension Connection {
         var plan = Plan(sequence: sendNext, withSACK: withSACK)
         plan.offset = sendNext - sendBase
         plan.length = size
-        if plan.offset + size == send.count { plan.flags.insert(.psh) }
+        if size > 0, plan.offset + size == send.count { plan.flags.insert(.psh) }
         if closes {
             plan.flags.insert(.fin)
             finSent = true

@@ -77,7 +77,11 @@ extension Connection {
 
     private mutating func retransmissionTimedOut(_ now: Instant, _ context: inout StackContext) {
         // A peer that closed its window over data on the way, and says so, is alive: RFC 9293 §3.8.6.1.
-        if sendWindow == 0, now.since(lastReceived).nanoseconds < RoundTrip.longestTimeout { retries = 0 }
+        if state.isSynchronized, sendWindow == 0,
+            now.since(lastReceived).nanoseconds < RoundTrip.longestTimeout
+        {
+            retries = 0
+        }
         guard countRetry(&context) else { return }
         context.counters.timeouts += 1
         retransmitBase = now
