@@ -31,7 +31,7 @@ public struct Paths: ~Copyable, Sendable {
         package var endpointsWait = Interval.milliseconds(500)
         /// Unanswered discovery pings are sent again after these steps: most losses of a first ping are a NAT that
         /// was not open yet. Ours.
-        package var resend: [Interval] = [100, 200, 300, 400].map { .milliseconds($0) }
+        package var resend: [Interval] = [50, 100, 150, 200, 250, 250].map { .milliseconds($0) }
         /// A heartbeat that is unanswered after four round trips, within these bounds, is repeated; the second
         /// such makes the address doubtful. Ours: upstream waits for the end of trust.
         package var patience = (least: Interval.milliseconds(200), most: Interval.milliseconds(800))
