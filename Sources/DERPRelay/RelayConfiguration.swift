@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import Mesh
+
+extension Relay {
+    /// How a relay behaves.
+    public struct Configuration: Sendable {
+        /// The relay's own key pair; new at each start.
+        public var privateKey: PrivateKey
+        /// Shared secret of the relays of one region; empty: no other relay is known.
+        public var meshKey = ""
+        /// Who may log in; nil: everybody. Called on the relay's thread, so it must only look something up.
+        public var admit: (@Sendable (NodePublicKey) -> Bool)?
+        /// Bounds.
+        public var limits = Limits()
+
+        /// A relay that admits everybody.
+        public init(privateKey: PrivateKey) { self.privateKey = privateKey }
+    }
+
+    /// Bounds on what clients can make the relay hold or do.
+    public struct Limits: Sendable {
+        /// Connections at a time. Further ones are closed at once.
+        public var connections = 65_536
+        /// Packets that wait for one client, in each of its two queues. As upstream; then the oldest goes.
+        public var queuePackets = 512
+        /// Bytes that wait for one client. `derp.md` D18.
+        public var queueBytes = 1 << 20
+        /// Bytes that wait for all clients; beyond it each may keep only `crowdedQueueBytes`.
+        public var totalQueueBytes = 256 << 20
+        /// See `totalQueueBytes`.
+        public var crowdedQueueBytes = 64 << 10
+        /// Packets that waited longer are of no use to anyone.
+        public var queueNanoseconds: UInt64 = 5_000_000_000
+        /// Bytes of begun frames that all clients together may leave us with.
+        public var partialBytes = 64 << 20
+        /// From the connection to the login. `derp.md` §3.
+        public var loginNanoseconds: UInt64 = 10_000_000_000
+        /// A client that takes nothing of what waits for it for so long is closed. Upstream: 2 s.
+        public var stallNanoseconds: UInt64 = 20_000_000_000
+        /// Keep-alive, plus up to 5 s fixed per connection. `derp.md` §6.5.
+        public var keepAliveNanoseconds: UInt64 = 60_000_000_000
+        /// Bytes that the kernel may hold unsent per TCP connection; more would only wait out of our reach.
+        public var kernelUnsentBytes = 128 << 10
+        /// Most that is read of one client before others have their turn.
+        public var readBytes = 64 << 10
+
+        /// The defaults.
+        public init() {}
+    }
+
+    /// What a relay did, in the words of `derp.md` §10. Gauges say how things are now.
+    public struct Counters: Hashable, Sendable {
+        /// Connections taken.
+        public var accepts: UInt64 = 0
+        /// Bytes of received frames.
+        public var bytesReceived: UInt64 = 0
+        /// Bytes of sent frames.
+        public var bytesSent: UInt64 = 0
+        /// Packets received from clients.
+        public var packetsReceived: UInt64 = 0
+        /// Of those, discovery messages.
+        public var discoReceived: UInt64 = 0
+        /// Packets given to clients' connections.
+        public var packetsSent: UInt64 = 0
+        /// Packets from other relays.
+        public var packetsForwardedIn: UInt64 = 0
+        /// Dropped: nobody has this key here.
+        public var droppedUnknown: UInt64 = 0
+        /// Dropped: nobody has the key of a forwarded packet here.
+        public var droppedUnknownOnForward: UInt64 = 0
+        /// Dropped: the destination is going away.
+        public var droppedGone: UInt64 = 0
+        /// Dropped from a queue's head: full.
+        public var droppedQueueHead: UInt64 = 0
+        /// Dropped from a queue's head: too old.
+        public var droppedLate: UInt64 = 0
+        /// Dropped: several connections have the key, none is active.
+        public var droppedDuplicate: UInt64 = 0
+        /// Of all dropped, discovery messages.
+        public var droppedDisco: UInt64 = 0
+        /// Frames of unknown types, skipped.
+        public var unknownFrames: UInt64 = 0
+        /// Pings of clients.
+        public var pingsReceived: UInt64 = 0
+        /// Answers to them.
+        public var pongsSent: UInt64 = 0
+        /// "It left" told.
+        public var peerGoneDisconnected: UInt64 = 0
+        /// "It is not here" told.
+        public var peerGoneNotHere: UInt64 = 0
+        /// Clients that made us their home after a while.
+        public var homeMovesIn: UInt64 = 0
+        /// Clients that chose another home.
+        public var homeMovesOut: UInt64 = 0
+        /// Closed: login too late.
+        public var loginTimeouts: UInt64 = 0
+        /// Closed: login refused, by its box or by `admit`.
+        public var loginsRefused: UInt64 = 0
+        /// Closed: something that is not allowed.
+        public var protocolErrors: UInt64 = 0
+        /// Closed: took nothing for too long.
+        public var stalls: UInt64 = 0
+        /// Closed or refused: too many connections, or too much memory for begun frames.
+        public var refusedForLimits: UInt64 = 0
+        /// Gauge: connections.
+        public var connections = 0
+        /// Gauge: connections of clients whose home is here.
+        public var homeConnections = 0
+        /// Gauge: keys logged in.
+        public var clients = 0
+        /// Gauge: keys with more than one connection.
+        public var duplicateKeys = 0
+        /// Gauge: other relays that watch who is here.
+        public var watchers = 0
+        /// Gauge: bytes in clients' queues.
+        public var queuedBytes = 0
+        /// Mean time of packets in queues, milliseconds (only packets that had to wait).
+        public var averageQueueMilliseconds = 0.0
+
+        /// Nothing happened yet.
+        public init() {}
+
+        /// All packets dropped.
+        public var packetsDropped: UInt64 {
+            droppedUnknown + droppedUnknownOnForward + droppedGone + droppedQueueHead + droppedLate
+                + droppedDuplicate
+        }
+    }
+}
+
+extension Relay.Counters {
+    /// The counters as Prometheus text, under upstream's names.
+    public var prometheusText: String {
+        var lines: [String] = []
+        func add(_ name: String, _ kind: String, _ samples: [(labels: String, value: String)]) {
+            lines.append("# TYPE coder_derp_\(name) \(kind)")
+            for sample in samples { lines.append("coder_derp_\(name)\(sample.labels) \(sample.value)") }
+        }
+        let counters: [(String, UInt64)] = [
+            ("accepts_total", accepts), ("bytes_received_total", bytesReceived),
+            ("bytes_sent_total", bytesSent),
+            ("packets_received_total", packetsReceived), ("packets_sent_total", packetsSent),
+            ("packets_dropped_total", packetsDropped), ("packets_forwarded_in_total", packetsForwardedIn),
+            ("home_moves_in_total", homeMovesIn), ("home_moves_out_total", homeMovesOut),
+            ("got_ping_total", pingsReceived), ("sent_pong_total", pongsSent),
+            ("peer_gone_disconnected_total", peerGoneDisconnected),
+            ("peer_gone_not_here_total", peerGoneNotHere),
+            ("unknown_frames_total", unknownFrames),
+        ]
+        for (name, value) in counters { add(name, "counter", [("", "\(value)")]) }
+        let reasons: [(String, UInt64)] = [
+            ("unknown_dest", droppedUnknown), ("unknown_dest_on_fwd", droppedUnknownOnForward),
+            ("gone_disconnected", droppedGone), ("queue_head", droppedQueueHead), ("queue_late", droppedLate),
+            ("dup_client", droppedDuplicate),
+        ]
+        add("packets_dropped_reason_total", "counter", reasons.map { ("{reason=\"\($0.0)\"}", "\($0.1)") })
+        add(
+            "packets_dropped_type_total", "counter",
+            [
+                ("{type=\"disco\"}", "\(droppedDisco)"),
+                ("{type=\"other\"}", "\(packetsDropped - min(packetsDropped, droppedDisco))"),
+            ])
+        add(
+            "packets_received_kind_total", "counter",
+            [
+                ("{kind=\"disco\"}", "\(discoReceived)"),
+                ("{kind=\"other\"}", "\(packetsReceived - min(packetsReceived, discoReceived))"),
+            ])
+        add(
+            "connections_closed_reason_total", "counter",
+            [
+                ("{reason=\"login_timeout\"}", "\(loginTimeouts)"),
+                ("{reason=\"login_refused\"}", "\(loginsRefused)"),
+                ("{reason=\"protocol_error\"}", "\(protocolErrors)"), ("{reason=\"stalled\"}", "\(stalls)"),
+                ("{reason=\"limit\"}", "\(refusedForLimits)"),
+            ])
+        let gauges = [
+            ("connections", "\(connections)"), ("home_connections", "\(homeConnections)"),
+            ("clients", "\(clients)"),
+            ("clients_local", "\(clients)"), ("duplicate_keys", "\(duplicateKeys)"),
+            ("watchers", "\(watchers)"),
+            ("queued_bytes", "\(queuedBytes)"), ("average_queue_duration_ms", "\(averageQueueMilliseconds)"),
+        ]
+        for (name, value) in gauges { add(name, "gauge", [("", value)]) }
+        return lines.joined(separator: "\n") + "\n"
+    }
+}
