@@ -38,8 +38,10 @@ extension Relay {
         public var loginNanoseconds: UInt64 = 10_000_000_000
         /// A client that takes nothing of what waits for it for so long is closed. Upstream: 2 s.
         public var stallNanoseconds: UInt64 = 20_000_000_000
-        /// Keep-alive, plus up to 5 s fixed per connection. `derp.md` §6.5.
+        /// Between keep-alives. `derp.md` §6.5.
         public var keepAliveNanoseconds: UInt64 = 60_000_000_000
+        /// A random part of this is added, so that many clients do not wake up together.
+        public var keepAliveJitterNanoseconds: UInt64 = 5_000_000_000
         /// Bytes that the kernel may hold unsent per TCP connection; more would only wait out of our reach.
         public var kernelUnsentBytes = 128 << 10
         /// Most that is read of one client before others have their turn.

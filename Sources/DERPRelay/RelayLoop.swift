@@ -132,10 +132,9 @@ final class RelayLoop {
         }
         if clients.isEmpty { nextSweep = now + 1_000_000_000 }
         let session = DERPServerSession(serverKey: configuration.privateKey, meshKey: configuration.meshKey)
-        let jitter = random.next() % 5_000_000_000
         let client = RelayClient(
             number: number, descriptor: descriptor, session: session, now: now,
-            keepAliveAt: now + limits.keepAliveNanoseconds + jitter)
+            keepAliveAt: nextKeepAlive())
         clients[number] = client
         counters.accepts += 1
         sendControl(DERPServerSession.serverKeyFrame(publicKey), to: client)
@@ -219,7 +218,7 @@ final class RelayLoop {
                 continue
             }
             if now >= client.keepAliveAt {
-                client.keepAliveAt = now + limits.keepAliveNanoseconds + random.next() % 5_000_000_000
+                client.keepAliveAt = nextKeepAlive()
                 sendControl(DERP.frame(.keepAlive), to: client)
             }
             if !client.hasOutput {
@@ -230,6 +229,10 @@ final class RelayLoop {
             }
         }
         flushDirty()
+    }
+
+    private func nextKeepAlive() -> UInt64 {
+        now + limits.keepAliveNanoseconds + random.next() % (limits.keepAliveJitterNanoseconds + 1)
     }
 
     private func drain(_ until: UInt64) {
