@@ -46,28 +46,21 @@ public struct HostKey: Sendable {
         return queue.copy()
     }
 
-    /// Whether `signature` (wire form) over `message` was made with the key in `blob` (wire form).
-    static func verify(signature: [UInt8], message: [UInt8], blob: [UInt8]) -> Bool {
-        guard let key = parse(blob, size: 32), let raw = parse(signature, size: 64) else { return false }
-        return unsafe crypto_sign_verify_detached(raw, message, UInt64(message.count), key) == 0
-    }
-
-    private static func parse(_ blob: [UInt8], size: Int) -> [UInt8]? {
-        unsafe blob.withUnsafeBytes { bytes in
-            var reader = unsafe WireReader(bytes)
-            guard let name = try? reader.text(limit: 64), name == algorithm,
-                let value = try? reader.bytes(limit: size), value.count == size, reader.isAtEnd
-            else { return nil }
-            return value
-        }
-    }
 }
 
-/// SHA-256 of libsodium.
+/// Hashes of libsodium.
 enum SHA256 {
     static func digest(_ message: [UInt8]) -> [UInt8] {
         var output = [UInt8](repeating: 0, count: 32)
         unsafe crypto_hash_sha256(&output, message, UInt64(message.count))
+        return output
+    }
+}
+
+enum SHA512 {
+    static func digest(_ message: [UInt8]) -> [UInt8] {
+        var output = [UInt8](repeating: 0, count: 64)
+        unsafe crypto_hash_sha512(&output, message, UInt64(message.count))
         return output
     }
 }

@@ -4,6 +4,9 @@
 struct Negotiated {
     var clientToServer: CipherName
     var serverToClient: CipherName
+    var hostSignature: HostSignature
+    /// Both ends prefer the same method and the same kind of host key.
+    var guessHolds: Bool
     /// The peer sent a packet after its KEXINIT on a guess that did not hold: skip it.
     var ignoresNextPacket: Bool
     /// Both ends offered strict key exchange. Counts in the first exchange only.
@@ -29,6 +32,11 @@ struct KeyExchangeProposal {
     static let strictClient = "kex-strict-c-v00@openssh.com", strictServer = "kex-strict-s-v00@openssh.com"
     static let extensionClient = "ext-info-c", extensionServer = "ext-info-s"
 
+    /// A server has one key; a client knows several kinds.
+    static func hostKeys(_ role: Role) -> [String] {
+        role == .client ? HostSignature.allCases.map(\.rawValue) : [HostKey.algorithm]
+    }
+
     /// Our own, as payload. The pseudo names of strict exchange and of RFC 8308 stand last, and go out in the
     /// first exchange only.
     static func write(role: Role, ciphers: [CipherName], cookie: [UInt8], isFirst: Bool) -> [UInt8] {
@@ -42,7 +50,7 @@ struct KeyExchangeProposal {
         queue.append(Message.kexInit)
         queue.append(cookie)
         queue.appendString(names.joined(separator: ","))
-        queue.appendString(HostKey.algorithm)
+        queue.appendString(hostKeys(role).joined(separator: ","))
         queue.appendString(cipherList)
         queue.appendString(cipherList)
         // RFC 5647 §5.1 in OpenSSH's reading: the MAC is implied by the cipher, yet the list must not be
@@ -53,7 +61,7 @@ struct KeyExchangeProposal {
         queue.appendString("none")
         queue.appendString("")
         queue.appendString("")
-        queue.append(false)
+        queue.append(isFirst && role == .client)  // first_kex_packet_follows
         queue.append(UInt32(0))
         return queue.copy()
     }
@@ -79,21 +87,23 @@ struct KeyExchangeProposal {
     /// Chooses by the client's order of preference. `role` is ours, `self` is the peer's proposal.
     func negotiate(role: Role, ciphers: [CipherName]) throws(SSHError) -> Negotiated {
         let ours = ciphers.map(\.rawValue)
-        let method = try Self.choose("key exchange", role, ours: Self.methods, peers: keyExchange)
-        _ = try Self.choose("host key", role, ours: [HostKey.algorithm], peers: hostKey)
+        _ = try Self.choose("key exchange", role, ours: Self.methods, peers: keyExchange)
+        let host = try Self.choose("host key", role, ours: Self.hostKeys(role), peers: hostKey)
         let up = try Self.choose("cipher", role, ours: ours, peers: ciphersClientToServer)
         let down = try Self.choose("cipher", role, ours: ours, peers: ciphersServerToClient)
         _ = try Self.choose("compression", role, ours: ["none"], peers: compressionClientToServer)
         _ = try Self.choose("compression", role, ours: ["none"], peers: compressionServerToClient)
-        guard let up = CipherName(rawValue: up), let down = CipherName(rawValue: down) else {
-            throw .noCommonAlgorithm("cipher")
-        }
-        // RFC 4253 §7: the guess is right when both first choices agree.
-        let guessedRight =
-            keyExchange.first == method && Self.methods.first == method && hostKey.first == HostKey.algorithm
+        guard let up = CipherName(rawValue: up), let down = CipherName(rawValue: down),
+            let hostSignature = HostSignature(rawValue: host)
+        else { throw .noCommonAlgorithm("cipher") }
+        // RFC 4253 §7: a guess is right when both first choices agree.
+        let guessHolds =
+            keyExchange.first == Self.methods.first && hostKey.first == Self.hostKeys(role).first
         let peerStrict = role == .client ? Self.strictServer : Self.strictClient
         return Negotiated(
-            clientToServer: up, serverToClient: down, ignoresNextPacket: firstPacketFollows && !guessedRight,
+            clientToServer: up, serverToClient: down, hostSignature: hostSignature,
+            guessHolds: guessHolds,
+            ignoresNextPacket: firstPacketFollows && !guessHolds,
             strict: keyExchange.contains(peerStrict),
             wantsExtensionInfo: role == .server && keyExchange.contains(Self.extensionClient))
     }

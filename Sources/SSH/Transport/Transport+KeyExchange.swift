@@ -37,6 +37,19 @@ extension Transport {
         exchange.ownProposal = proposal
         sendNow { $0.append(proposal) }
         exchange.isSending = true
+        // RFC 4253 §7: the guess that the server prefers what we do saves a round trip, and costs a packet if
+        // wrong.
+        if role == .client, exchange.isFirst { sendPublicValue() }
+    }
+
+    /// Client: a fresh ephemeral key.
+    private mutating func sendPublicValue() {
+        let secret = entropy.draw(32)
+        exchange.ephemeralSecret = secret
+        sendNow {
+            $0.append(Message.kexECDHInit)
+            $0.appendString(Curve25519.publicKey(of: secret))
+        }
     }
 
     /// OpenSSH PROTOCOL §1.10: in the first exchange under strict mode only its own messages may come,
@@ -82,13 +95,7 @@ extension Transport {
         exchange.isReceiving = true
         exchange.negotiated = negotiated
         startKeyExchange()
-        guard role == .client else { return }
-        let secret = entropy.draw(32)
-        exchange.ephemeralSecret = secret
-        sendNow {
-            $0.append(Message.kexECDHInit)
-            $0.appendString(Curve25519.publicKey(of: secret))
-        }
+        if role == .client, !(exchange.isFirst && negotiated.guessHolds) { sendPublicValue() }
     }
 
     /// Server: takes the client's public value, answers, and switches the outgoing direction.
@@ -125,7 +132,7 @@ extension Transport {
         }
         let own = Curve25519.publicKey(of: secret)
         let hash = exchangeHash(blob: blob, client: own, server: peer, shared: shared)
-        guard HostKey.verify(signature: signature, message: hash, blob: blob) else {
+        guard negotiated.hostSignature.verify(signature: signature, message: hash, blob: blob) else {
             throw SSHError.badHostSignature
         }
         guard exchange.hostKeyBlob == nil || exchange.hostKeyBlob == blob else {
