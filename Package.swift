@@ -99,8 +99,10 @@ if !pureOnly {
         .executableTarget(
             name: "coder-slim", dependencies: ["CLI"],
             swiftSettings: base),
-        .testTarget(name: "TailnetTests", dependencies: ["Tailnet"], swiftSettings: base),
-        .testTarget(name: "AgentTests", dependencies: ["Agent", "SSH", "LinuxIO"], swiftSettings: base),
+        .testTarget(
+            name: "TailnetTests", dependencies: ["Tailnet", "Mesh", "RPC", "HTTPTransport", log],
+            swiftSettings: base),
+        .testTarget(name: "AgentTests", dependencies: ["Agent", "RPC", "SSH", "LinuxIO"], swiftSettings: base),
         .testTarget(name: "ServerTests", dependencies: ["Server"], swiftSettings: base),
         .testTarget(
             name: "HTTPTransportTests", dependencies: nio + ["HTTPTransport", "LinuxIO", crypto], swiftSettings: base),

@@ -17,8 +17,12 @@ struct StopSignals: Sendable {
     init() {
         wakeUp = try? WakeUp()
         signalDescriptor.store(wakeUp?.number ?? -1, ordering: .sequentiallyConsistent)
+        // A closed connection is an error of its writer, not the end of the program.
+        signal(SIGPIPE, SIG_IGN)
         for number in [SIGTERM, SIGINT] {
-            signal(number) { _ in
+            signal(number) { number in
+                // The next one ends the program at once, whatever the goodbye still waits for.
+                signal(number, SIG_DFL)
                 var one: UInt64 = 1
                 _ = write(signalDescriptor.load(ordering: .relaxed), &one, 8)
             }

@@ -14,7 +14,7 @@ public struct PeerBook: Sendable {
         /// Add or replace.
         case configure(MeshPeer)
         /// Remove.
-        case remove(RawUUID)
+        case remove(MeshPeerID)
     }
 
     /// 5 s after a node, a destination counts as ready.
@@ -27,6 +27,8 @@ public struct PeerBook: Sendable {
     public static let limit = 16_384
 
     private struct Entry: Sendable {
+        /// Its name in the node: that of its first peer id, see `takeOver`.
+        var meshID: MeshPeerID
         var peer: MeshPeer?
         var isReady = false
         var isConfigured = false
@@ -36,6 +38,7 @@ public struct PeerBook: Sendable {
 
     private var entries: [RawUUID: Entry] = [:]
     private var destinations: Set<RawUUID> = []
+    private var byKey: [NodePublicKey: RawUUID] = [:]
 
     /// Updates that were ignored: no home relay, malformed, or too many peers.
     public private(set) var ignored = 0
@@ -100,13 +103,13 @@ public struct PeerBook: Sendable {
     }
 
     /// Configures destinations that did not say that they are ready, and forgets lost peers whose last handshake
-    /// is old. `sinceHandshake` says how old; nil for never.
-    public mutating func handleTimeout(now: Instant, sinceHandshake: [RawUUID: Interval]) -> [Output] {
+    /// is old. `sinceHandshake` says how old, by the node's names; nil for never.
+    public mutating func handleTimeout(now: Instant, sinceHandshake: [MeshPeerID: Interval]) -> [Output] {
         var outputs: [Output] = []
         for id in entries.keys.sorted() {
             if let at = entries[id]?.readyAt, now >= at { outputs += ready(id) }
             guard let at = entries[id]?.lostAt, now >= at else { continue }
-            let age = sinceHandshake[id] ?? Self.lostTimeout
+            let age = entries[id].flatMap { sinceHandshake[$0.meshID] } ?? Self.lostTimeout
             if age >= Self.lostTimeout {
                 outputs += forget(id)
             } else {
@@ -121,16 +124,21 @@ public struct PeerBook: Sendable {
 
     private mutating func accept(_ id: RawUUID, _ node: TailnetNode, now: Instant) -> [Output]? {
         guard node.preferredDerp != 0, entries[id] != nil || entries.count < Self.limit,
-            var peer = MeshPeer(id: id, node: node)
+            var peer = MeshPeer(id: id, node: node), takeOver(id, peer)
         else {
             ignored += 1
             return nil
         }
-        var entry = entries[id] ?? Entry()
+        var entry = entries[id] ?? Entry(meshID: id.meshID)
+        peer.id = entry.meshID
         entry.lostAt = nil
         let isDestination = destinations.contains(id)
         // Another key is another process, which has yet to learn of us.
-        if let known = entry.peer, known.key != peer.key { entry.isReady = false }
+        if let known = entry.peer, known.key != peer.key {
+            entry.isReady = false
+            byKey[known.key] = nil
+        }
+        byKey[peer.key] = id
         peer.keepaliveSeconds = isDestination && entry.isReady ? Self.keepaliveSeconds : 0
         entry.peer = peer
         defer { entries[id] = entry }
@@ -142,12 +150,24 @@ public struct PeerBook: Sendable {
         return [.configure(peer)]
     }
 
+    /// A program that connected anew without its resume token has another peer id but the same key: it inherits what
+    /// is known, so that its session goes on. False when the key is somebody else's, who is there.
+    private mutating func takeOver(_ id: RawUUID, _ peer: MeshPeer) -> Bool {
+        guard let other = byKey[peer.key], other != id, let known = entries[other] else { return true }
+        guard known.lostAt != nil || known.peer?.addresses == peer.addresses, entries[id]?.peer == nil,
+            !destinations.contains(id), !destinations.contains(other)
+        else { return false }
+        entries[other] = nil
+        entries[id] = known
+        return true
+    }
+
     private mutating func ready(_ id: RawUUID) -> [Output] {
         guard entries[id] != nil || (destinations.contains(id) && entries.count < Self.limit) else {
             ignored += 1
             return []
         }
-        entries[id, default: Entry()].isReady = true
+        entries[id, default: Entry(meshID: id.meshID)].isReady = true
         entries[id]?.readyAt = nil
         guard var peer = entries[id]?.peer else { return [] }
         if destinations.contains(id) { peer.keepaliveSeconds = Self.keepaliveSeconds }
@@ -158,7 +178,8 @@ public struct PeerBook: Sendable {
     }
 
     private mutating func forget(_ id: RawUUID) -> [Output] {
-        guard let entry = entries.removeValue(forKey: id), entry.isConfigured else { return [] }
-        return [.remove(id)]
+        guard let entry = entries.removeValue(forKey: id) else { return [] }
+        if let key = entry.peer?.key { byKey[key] = nil }
+        return entry.isConfigured ? [.remove(entry.meshID)] : []
     }
 }

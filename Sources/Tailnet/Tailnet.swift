@@ -268,7 +268,7 @@ public actor Tailnet {
                 for watcher in watchers.values { watcher.yield(RawUUID(peer.id)) }
             case .remove(let id):
                 logger.debug("peer removed", metadata: ["peer": "\(id)"])
-                node.removePeer(id.meshID)
+                node.removePeer(id)
             }
         }
     }
@@ -282,9 +282,9 @@ public actor Tailnet {
 
     private func handleTimeout() async {
         guard let due = book.nextDeadline, Self.now() >= due else { return }
-        var ages: [RawUUID: Interval] = [:]
+        var ages: [MeshPeerID: Interval] = [:]
         do {
-            for peer in try await node.status().peers { ages[RawUUID(peer.id)] = peer.sinceHandshake }
+            for peer in try await node.status().peers { ages[peer.id] = peer.sinceHandshake }
         } catch {
             return  // the node is closed
         }

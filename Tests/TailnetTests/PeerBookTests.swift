@@ -50,7 +50,7 @@ import Testing
     @Test func `DISCONNECTED removes at once`() {
         let book = Book()
         _ = book.apply(.node, agent, at: 0)
-        #expect(book.apply(.disconnected, agent, at: 1) == [.remove(agent)])
+        #expect(book.apply(.disconnected, agent, at: 1) == [.remove(agent.meshID)])
         #expect(book.apply(.disconnected, agent, at: 2).isEmpty)
         #expect(book.count == 0)
     }
@@ -63,7 +63,7 @@ import Testing
         #expect(book.timeout(at: 909).isEmpty)
         #expect(book.timeout(at: 910, age: 100).isEmpty, "it shook hands 100 s ago")
         #expect(book.nextDeadline == .init(nanoseconds: 1_710_000_000_000))
-        #expect(book.timeout(at: 1_710, age: 900) == [.remove(agent)])
+        #expect(book.timeout(at: 1_710, age: 900) == [.remove(agent.meshID)])
     }
 
     @Test func `NODE clears LOST, losing the coordinator marks all`() {
@@ -84,6 +84,21 @@ import Testing
         #expect(book.applyAll(.node, agent, at: 2, key: 5).0.isEmpty)
         let outputs = book.apply(.readyForHandshake, agent, at: 3)
         #expect(book.configured(outputs)?.key.bytes.first == 5)
+    }
+
+    @Test func `a key that comes back under another id keeps its place in the node, a stolen one is refused`()
+    {
+        let book = Book()
+        let newer = RawUUID(high: 8, low: 8)
+        _ = book.apply(.node, agent, at: 0)
+        book.loseAll(at: 1)
+        let outputs = book.apply(.node, newer, at: 2)
+        #expect(book.configured(outputs)?.id == agent.meshID)
+        #expect(book.count == 1)
+        #expect(book.apply(.disconnected, newer, at: 3) == [.remove(agent.meshID)])
+        _ = book.apply(.node, agent, at: 4)
+        #expect(book.applyAll(.node, newer, at: 5, address: "fd7a:115c:a1e0::5/128").0.isEmpty)
+        #expect(book.ignored == 1)
     }
 
     @Test func `nodes without home relay or with bad keys are ignored`() {
@@ -154,12 +169,16 @@ private final class Book {
 
     func applyAll(
         _ kind: TailnetCoordinateResponse.PeerUpdate.Kind, _ id: RawUUID, at seconds: UInt64, key: UInt8 = 3,
-        region: Int32 = 999, disco: String? = nil
+        region: Int32 = 999, disco: String? = nil, address: String? = nil
     ) -> ([PeerBook.Output], [RawUUID]) {
         var update = TailnetCoordinateResponse.PeerUpdate()
         update.id = id.bytes()
         update.kind = kind
         if kind == .node { update.node = sampleNode(key: key, region: region, disco: disco) }
+        if let address {
+            update.node.addresses = [address]
+            update.node.allowedIps = [address]
+        }
         let result = book.apply([update], now: Instant(nanoseconds: seconds * 1_000_000_000))
         return (result.outputs, result.confirm)
     }
@@ -168,7 +187,7 @@ private final class Book {
         let id = RawUUID(high: 7, low: 9)
         return book.handleTimeout(
             now: Instant(nanoseconds: seconds * 1_000_000_000),
-            sinceHandshake: age.map { [id: .seconds($0)] } ?? [:])
+            sinceHandshake: age.map { [id.meshID: .seconds($0)] } ?? [:])
     }
 
     func configured(_ outputs: [PeerBook.Output]) -> MeshPeer? {
