@@ -110,6 +110,12 @@ public struct ChildProcess: ~Copyable, Sendable {
     public static func blockBrokenPipeSignal() { clinux_block_sigpipe() }
 }
 
+/// Memory of this program.
+public enum ProgramMemory {
+    /// Returns what all threads have freed to the system. Costs milliseconds: for moments of rest.
+    public static func releaseFree() { clinux_trim_memory() }
+}
+
 /// A null-terminated array of C strings.
 private final class CStringList {
     var pointers: [UnsafeMutablePointer<CChar>?]

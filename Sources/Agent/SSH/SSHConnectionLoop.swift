@@ -47,8 +47,9 @@ final class SSHConnectionLoop {
         ssh.setKeepalive(intervalNanoseconds: configuration.silenceLimitNanoseconds / 3, limit: 3)
     }
 
-    /// Runs until the connection is over, then gives everything back.
-    func run() {
+    /// Runs until the connection is over, then gives everything back. False: it ended by a fault.
+    func run() -> Bool {
+        var isSound = true
         ChildProcess.blockBrokenPipeSignal()
         do {
             try Descriptor.setNonBlocking(socket.number)
@@ -57,14 +58,20 @@ final class SSHConnectionLoop {
             flush()
         } catch let error as SSHError {
             flush()
-            if case .disconnected = error {} else { configuration.log("ssh: \(remoteAddress): \(error)") }
+            if case .disconnected = error {
+            } else {
+                isSound = false
+                configuration.log("ssh: \(remoteAddress): \(error)")
+            }
         } catch {
+            isSound = false
             configuration.log("ssh: \(remoteAddress): \(error)")
         }
         for part in parts.values { part.closed() }
         parts = [:]
         listeners = []
         lookups = [:]
+        return isSound
     }
 
     /// Moves all that can move, then waits.

@@ -37,6 +37,20 @@ public final class SSHService: Sendable {
         var connections: [UInt64: ConnectionControl] = [:]
         var nextNumber: UInt64 = 1
         var isStopped = false
+        var counters = Counters()
+    }
+
+    /// What came and went.
+    public struct Counters: Hashable, Sendable {
+        /// Connections that were served.
+        public var accepted: UInt64 = 0
+        /// Connections that were closed at once: too many, or stopping.
+        public var refused: UInt64 = 0
+        /// Connections that ended by a fault of the peer, e.g. bytes that are not SSH.
+        public var failed: UInt64 = 0
+
+        /// All zero.
+        public init() {}
     }
 
     private let configuration: Configuration
@@ -49,6 +63,9 @@ public final class SSHService: Sendable {
     /// Number of connections now.
     public var connectionCount: Int { state.withLock { $0.connections.count } }
 
+    /// Counters since the start.
+    public var counters: Counters { state.withLock { $0.counters } }
+
     /// Serves one connection on a thread of its own until either side ends it. Closes the descriptor in any
     /// case.
     public func serve(_ descriptor: consuming OwnedDescriptor, remoteAddress: String) {
@@ -57,8 +74,12 @@ public final class SSHService: Sendable {
             return configuration.log("ssh: no descriptors left")
         }
         let number: UInt64? = state.withLock { state in
-            guard !state.isStopped, state.connections.count < limit else { return nil }
+            guard !state.isStopped, state.connections.count < limit else {
+                state.counters.refused += 1
+                return nil
+            }
             defer { state.nextNumber += 1 }
+            state.counters.accepted += 1
             state.connections[state.nextNumber] = control
             return state.nextNumber
         }
@@ -68,8 +89,7 @@ public final class SSHService: Sendable {
             let thread = try DedicatedThread(name: "ssh") { [self, configuration, orphans] in
                 let loop = SSHConnectionLoop(
                     OwnedDescriptor(taking: socket), configuration, control, orphans, remoteAddress)
-                loop.run()
-                remove(number)
+                remove(number, failed: !loop.run())
             }
             thread.detach()
         } catch {
@@ -90,8 +110,14 @@ public final class SSHService: Sendable {
         orphans.killAll()
     }
 
-    private func remove(_ number: UInt64) {
-        state.withLock { _ = $0.connections.removeValue(forKey: number) }
+    private func remove(_ number: UInt64, failed: Bool = false) {
+        let isLast = state.withLock { state in
+            state.connections[number] = nil
+            if failed { state.counters.failed += 1 }
+            return state.connections.isEmpty
+        }
+        // The threads that are gone leave their free memory behind: an idle agent has no use for it.
+        if isLast { ProgramMemory.releaseFree() }
     }
 }
 

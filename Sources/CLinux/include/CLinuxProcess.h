@@ -45,5 +45,7 @@ int clinux_unix_listen(const char *path);
 int clinux_accept(int listener, struct clinux_address *peer);
 // Blocks SIGPIPE in the calling thread, so that a write into a closed pipe is an error and no death.
 void clinux_block_sigpipe(void);
+// Returns free memory of all threads to the system.
+void clinux_trim_memory(void);
 
 #endif

@@ -235,5 +235,7 @@ struct SSHSessionTests {
         }
         #expect(SSHHarness.eventually { harness.logLines.contains { $0.contains("badVersion") } })
         #expect(SSHHarness.eventually { harness.service.connectionCount == 0 })
+        #expect(harness.service.counters.accepted == 1)
+        #expect(harness.service.counters.failed == 1)
     }
 }
