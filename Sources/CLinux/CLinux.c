@@ -211,6 +211,14 @@ int clinux_epoll_wait(int descriptor, void *events, int capacity, int64_t nanose
     return count < 0 ? -errno : count;
 }
 
+int clinux_enter_network_namespace(const char *path) {
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0) return -errno;
+    int result = setns(descriptor, CLONE_NEWNET) < 0 ? -errno : 0;
+    close(descriptor);
+    return result;
+}
+
 int clinux_ioctl_int(int descriptor, unsigned long request, int *value) {
     return ioctl(descriptor, request, value) < 0 ? -errno : 0;
 }

@@ -146,3 +146,12 @@ public enum Resolver {
         return list.prefix(max(0, Int(count))).map { KernelAddress($0) }
     }
 }
+
+extension NetworkNamespace {
+    /// Moves the calling thread into the namespace at `path` (such as `/run/netns/a`). Sockets that it opens
+    /// afterwards belong there, whoever uses them. Needs CAP_SYS_ADMIN.
+    public static func enter(_ path: String) throws(SystemError) {
+        let code = clinux_enter_network_namespace(path)
+        guard code == 0 else { throw SystemError(call: "setns", code: -code) }
+    }
+}

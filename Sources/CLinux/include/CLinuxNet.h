@@ -25,6 +25,8 @@ int clinux_interface_addresses(struct clinux_interface_address *out, int capacit
 int clinux_link_monitor_open(void);
 // Reads all pending messages; returns how many of them concern links, addresses or routes, or -errno.
 int clinux_link_monitor_drain(int descriptor);
+// Moves the calling thread into the network namespace at the path; 0 or -errno.
+int clinux_enter_network_namespace(const char *path);
 // epoll_pwait2 with nanoseconds (negative: for ever); falls back to milliseconds where the kernel lacks it.
 int clinux_epoll_wait(int descriptor, void *events, int capacity, int64_t nanoseconds);
 int clinux_ioctl_int(int descriptor, unsigned long request, int *value);

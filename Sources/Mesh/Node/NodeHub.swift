@@ -208,6 +208,10 @@ final class NodeHub: Sendable {
         old?.cancel()
     }
 
+    /// Upstream gives a whole report two seconds. `stun-netcheck.md` §2.2.
+    private static let latencyGrace = Duration.seconds(2)
+    private static let graceMark = -1
+
     private func measureLatencies() {
         let queue = queue
         guard let dialer = configuration.relayDialer else { return }
@@ -217,8 +221,20 @@ final class NodeHub: Sendable {
                 for (number, region) in regions where region.hasRelay {
                     group.addTask { (number, try? await dialer.measureLatency(region: region)) }
                 }
+                // One dead relay must not hold up the choice among the others.
+                group.addTask {
+                    try? await Task.sleep(for: Self.latencyGrace)
+                    return (Self.graceMark, nil)
+                }
                 var result: [Int: RelayLatency] = [:]
-                for await (number, latency) in group { result[number] = latency }
+                var isGraceOver = false
+                var left = group.isEmpty ? 0 : regions.values.count(where: \.hasRelay)
+                for await (number, latency) in group {
+                    if number == Self.graceMark { isGraceOver = true } else { left -= 1 }
+                    result[number] = latency
+                    if left == 0 || isGraceOver && !result.isEmpty { break }
+                }
+                group.cancelAll()
                 return result
             }
             queue.post(.latencies(latencies, forcedWebSocket: dialer.forcedWebSocketReasons()))
