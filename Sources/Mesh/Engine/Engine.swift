@@ -85,7 +85,7 @@ struct Engine: ~Copyable {
         linkMonitor = sockets.linkMonitor.take()
 
         var generator = SystemRandomNumberGenerator()
-        var wireGuardLimits = WireGuard.Limits()
+        var wireGuardLimits = configuration.wireGuardLimits
         wireGuardLimits.peers = limits.peers
         device = WireGuard.Device(
             privateKey: configuration.privateKey, mtu: configuration.mtuBytes, limits: wireGuardLimits)

@@ -59,6 +59,8 @@ public struct NodeConfiguration: Sendable {
     public var fixedEndpoints: [SocketAddress]?
     /// Bounds.
     public var limits = Limits()
+    /// WireGuard's times and bounds; tests shorten them.
+    package var wireGuardLimits = WireGuard.Limits()
     /// Called from the engine's thread with rare, human-readable events. Must return at once.
     public var log: (@Sendable (_ message: String, _ metadata: [(String, String)]) -> Void)?
 
