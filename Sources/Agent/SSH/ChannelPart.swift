@@ -99,7 +99,7 @@ extension SSHConnection {
     /// enough for one round was moved. True: the end was reached.
     mutating func copy(from number: Int32, to channel: ChannelID, _ stream: DataStream = .standard) -> Bool {
         var moved = 0
-        while moved < 512 * 1024 {
+        while moved < 128 * 1024 {
             var result = TransferResult.wouldBlock
             let count = write(channel, stream: stream, upTo: 64 * 1024) { space in
                 result = Descriptor.read(number, into: space)

@@ -27,6 +27,7 @@ final class SSHConnectionLoop {
     private var peerIsGone = false
     /// Nothing has moved in the last wait.
     private var isIdle = false
+    private var rotation: Int = 0
 
     private static let socketTag: UInt8 = 0, wakeUpTag: UInt8 = 1, listenerTag: UInt8 = 2
 
@@ -88,7 +89,10 @@ final class SSHConnectionLoop {
         let ready = list.wait(milliseconds: timeout())
         if ready.isEmpty, !isIdle { ssh.releaseSpareMemory() }
         isIdle = ready.isEmpty
-        for index in ready { self.ready(index) }
+        // Each turn begins with another one: room is scarce when the client is slow, and a bulk transfer must
+        // not keep a keystroke's echo out of it for ever.
+        rotation = (rotation + 1) % 65_536
+        for offset in ready.indices { self.ready(ready[(offset + rotation) % ready.count]) }
         pumpAll()
     }
 

@@ -224,3 +224,28 @@ struct SSHTransferTests {
         #expect(outcome.text.contains("the-key"), "\(outcome.errorText)")
     }
 }
+
+/// Several channels of one connection share its outgoing buffer.
+@Suite(.serialized, .enabled(if: access("/usr/bin/ssh", X_OK) == 0, "no OpenSSH client"))
+struct SSHSharingTests {
+    @Test func anEchoComesThroughBesideABulkTransfer() throws {
+        let harness = try SSHHarness()
+        let master = harness.path("master")
+        let options =
+            ["-F", "/dev/null", "-o", "ControlPath=\(master)"]
+            + ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"].flatMap {
+                ["-o", $0]
+            }
+        let ssh = ["/usr/bin/ssh"] + options + ["-p", "\(harness.port)", "u@127.0.0.1"]
+        // The master's own session fills all the room there is, as fast as the client takes it.
+        let words = ssh.prefix(1) + ["-o", "ControlMaster=yes"] + ssh.dropFirst() + ["'cat /dev/zero'"]
+        let bulk = try TerminalProgram(["/bin/sh", "-c", "exec \(words.joined(separator: " ")) >/dev/null"])
+        #expect(SSHHarness.eventually { access(master, F_OK) == 0 })
+        usleep(300_000)
+        let echo = try Program.run(ssh + ["cat"], input: Array("ping\n".utf8), seconds: 10)
+        #expect(echo.text == "ping\n", "\(echo.errorText)")
+        bulk.child.signal(SIGKILL)
+        _ = bulk.end()
+        #expect(SSHHarness.eventually { harness.service.connectionCount == 0 })
+    }
+}
