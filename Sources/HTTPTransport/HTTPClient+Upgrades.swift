@@ -81,24 +81,16 @@ extension HTTPClient {
                 do {
                     let channel = try result.get()
                     pending.attach(channel)
-                    let handler = try ExchangeHandler.install(on: channel)
-                    handler.start(request, on: channel) { response in
+                    try UpgradeHandler.send(request, on: channel) { response in
                         try upgraded(response, channel)
-                    } completion: { result, _ in
-                        pending.fail(Self.refusal(result, origin: request.url.origin))
+                    } refused: { error in
+                        pending.fail(error)
                         channel.close(promise: nil)
                     }
                 } catch {
                     pending.fail(error)
                 }
             }
-        }
-    }
-
-    private static func refusal(_ result: Result<HTTPResponse, HTTPError>, origin: String) -> HTTPError {
-        switch result {
-        case .failure(let error): return error
-        case .success(let response): return HTTPError(.upgradeRefused, origin: origin, response: response)
         }
     }
 
@@ -188,9 +180,7 @@ private enum RawUpgrade {
         do {
             let number = socket.number
             try Descriptor.setNonBlocking(number)
-            var text = "\(request.method) \(request.target) HTTP/1.1\r\n"
-            for field in request.headers.fields { text += "\(field.name): \(field.value)\r\n" }
-            try Array((text + "\r\n").utf8).withUnsafeBytes { try Descriptor.writeAll(number, $0) }
+            try Array(request.head.utf8).withUnsafeBytes { try Descriptor.writeAll(number, $0) }
             let head = try readHead(number, deadline, request.url.origin)
             guard head.status == 101 else {
                 let body = readBody(number, head, limit: request.bodyLimit, deadline)
@@ -234,37 +224,15 @@ private enum RawUpgrade {
     private static func readBody(
         _ number: Int32, _ head: ResponseHead, limit: Int, _ deadline: UInt64
     ) -> [UInt8] {
-        let announced = head.headers["Content-Length"].flatMap { Int($0) }
-        guard announced != 0 else { return [] }
-        var body: [UInt8] = []
+        var body = RefusedBody(head, limit: limit)
         var buffer = [UInt8](repeating: 0, count: 4_096)
-        while body.count < min(limit, announced ?? limit) {
+        while !body.isComplete {
             guard (try? waitReadable(number, deadline, "")) != nil else { break }
             let count = recv(number, &buffer, buffer.count, 0)
             guard count > 0 else { break }
-            body += buffer[..<count]
+            body.append(buffer[..<count])
         }
-        guard announced == nil, head.headers.contains("Transfer-Encoding", token: "chunked") else {
-            return body
-        }
-        return unchunk(body)
-    }
-
-    /// The chunks of a short chunked body; stops at the first thing that is not one.
-    private static func unchunk(_ body: [UInt8]) -> [UInt8] {
-        var result: [UInt8] = []
-        var rest = body[...]
-        while let lineEnd = rest.firstIndex(of: 10) {
-            let line = String(decoding: rest[..<lineEnd], as: UTF8.self)
-            let digits = line.prefix { $0.isHexDigit }
-            guard let size = Int(digits, radix: 16), size > 0, size <= rest.endIndex - lineEnd - 1 else {
-                break
-            }
-            let start = lineEnd + 1
-            result += rest[start..<start + size]
-            rest = rest[(start + size)...].drop { $0 == 13 || $0 == 10 }
-        }
-        return result
+        return body.bytes
     }
 
     private static func waitReadable(_ number: Int32, _ deadline: UInt64, _ origin: String) throws {

@@ -96,17 +96,9 @@ extension HTTPError {
 
     private static func from(_ error: NIOConnectionError, origin: String) -> HTTPError {
         guard let first = error.connectionErrors.first else {
-            let detail = (error.dnsAError ?? error.dnsAAAAError).map(describeLookup) ?? ""
-            return HTTPError(.nameNotFound, origin: origin, detail: detail)
+            return HTTPError(.nameNotFound, origin: origin)
         }
         return wrapping(first.error, origin: origin)
-    }
-
-    private static func describeLookup(_ error: any Error) -> String {
-        if let error = error as? SocketAddressError, case .unknown(let host, _) = error {
-            return "no address for \"\(host)\""
-        }
-        return "\(error)"
     }
 
     private static func from(_ error: IOError, origin: String) -> HTTPError {

@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Glibc
+internal import LinuxIO
+internal import Mesh
+internal import Synchronization
+
+/// `coder ping`.
+enum PingCommand {
+    static let command = Command(
+        name: "ping", usage: "<workspace>",
+        summary: "Ping a workspace: is the path direct or relayed, how long does it take.",
+        arguments: .exactly(1),
+        options: [
+            CommandOption("wait", .duration, default: "1s", help: "Pause between pings."),
+            CommandOption(
+                "timeout", short: "t", .duration, default: "5s", help: "How long to wait for each answer."),
+            CommandOption(
+                "num", short: "n", .int, default: "0", help: "How many pings; 0 means until interrupted."),
+            CommandOption("time", .bool, help: "Show the time of each answer, local."),
+            CommandOption("utc", .bool, help: "Show the time of each answer in UTC."),
+        ], run: run)
+
+    @Sendable static func run(_ invocation: Invocation) async throws -> Int32 {
+        let client = try invocation.client()
+        let name = try WorkspaceName(invocation.words[0])
+        let workspace = try await client.workspace(name)
+        let agent = try workspace.agent(named: name.agent)
+        guard agent.status == "connected" else {
+            throw CommandError(
+                "the agent of the workspace \"\(workspace.name)\" is not connected (\(agent.status))")
+        }
+        let link = try await AgentLink.open(invocation, client, agent)
+        let tally = Tally()
+        do {
+            let signal = try await untilStopped {
+                try await link.reach(agent.name, invocation.console)
+                try await diagnose(link, invocation)
+                try await pings(invocation, link, workspace.name, tally)
+            }
+            if signal != nil { invocation.console.note("") }
+            await summarise(link, invocation, workspace.name, tally)
+            await link.close()
+            return 0
+        } catch {
+            await link.close()
+            throw error
+        }
+    }
+
+    // MARK: Pings
+
+    private final class Tally: Sendable {
+        struct Numbers {
+            var sent = 0
+            var latencies: [Double] = []
+            var wasDirect = false
+            var lastAddress: SocketAddress?
+        }
+        let numbers = Mutex(Numbers())
+    }
+
+    private static func pings(
+        _ invocation: Invocation, _ link: AgentLink, _ name: String, _ tally: Tally
+    ) async throws {
+        let values = invocation.values
+        let count = values.int("num") ?? 0
+        let began = Clock.monotonicNanoseconds()
+        var number = 0
+        while count == 0 || number < count {
+            if number > 0 { try await Task.sleep(for: values.duration("wait") ?? .seconds(1)) }
+            number += 1
+            tally.numbers.withLock { $0.sent += 1 }
+            do {
+                let timeout = values.duration("timeout") ?? .seconds(5)
+                let result = try await limited(to: timeout) { try await link.node.ping(link.peer) }
+                report(result, invocation, link, name, tally, began)
+            } catch is CancellationError {
+                throw CancellationError()
+            } catch NodeError.cancelled where Task.isCancelled {
+                throw CancellationError()
+            } catch NodeError.timedOut {
+                invocation.console.print("ping to \"\(name)\" timed out ")
+            } catch {
+                invocation.console.print("ping to \"\(name)\" failed \(error)")
+            }
+        }
+    }
+
+    /// The result of `body`, or `NodeError.timedOut`.
+    private static func limited(
+        to timeout: Duration, _ body: @escaping @Sendable () async throws -> PingResult
+    ) async throws -> PingResult {
+        try await withThrowingTaskGroup(of: PingResult.self) { group in
+            group.addTask { try await body() }
+            group.addTask {
+                try await Task.sleep(for: timeout)
+                throw NodeError.timedOut
+            }
+            defer { group.cancelAll() }
+            guard let result = try await group.next() else { throw NodeError.timedOut }
+            return result
+        }
+    }
+
+    private static func report(
+        _ result: PingResult, _ invocation: Invocation, _ link: AgentLink, _ name: String, _ tally: Tally,
+        _ began: UInt64
+    ) {
+        let values = invocation.values
+        var prefix = ""
+        if values.bool("time") || values.bool("utc") {
+            prefix = "[\(Timestamp.now.text(isLocal: !values.bool("utc")))] "
+        }
+        var address: SocketAddress?
+        if case .direct(let found) = result.path { address = found }
+        let becameDirect = tally.numbers.withLock { numbers in
+            numbers.latencies.append(result.latency.inSeconds)
+            defer { numbers.wasDirect = address != nil }
+            numbers.lastAddress = address
+            return address != nil && !numbers.wasDirect
+        }
+        if becameDirect {
+            let elapsed = Duration.milliseconds(Int64((Clock.monotonicNanoseconds() - began) / 1_000_000))
+            invocation.console.print("p2p connection established in \(format(elapsed))")
+        }
+        invocation.console.print(
+            "\(prefix)pong from \(name) \(link.describe(result.path)) in \(milliseconds(result.latency.inSeconds))"
+        )
+    }
+
+    /// Go's form, rounded to milliseconds; below one of them with two places, because a local path is that quick.
+    static func milliseconds(_ seconds: Double) -> String {
+        seconds < 0.001
+            ? "\(fixed(seconds * 1_000, 2))ms" : format(.milliseconds(Int64((seconds * 1_000).rounded())))
+    }
+
+    // MARK: Words around them
+
+    private static func diagnose(_ link: AgentLink, _ invocation: Invocation) async throws {
+        let status = try await link.node.status()
+        let console = invocation.console
+        let own = status.ownNode
+        let region = { (number: Int) in "\(number) (\(link.regionNames(number)))" }
+        console.note(
+            own.homeRegion == 0
+                ? "✘ not connected to DERP" : "✔ preferred DERP region: \(region(own.homeRegion))")
+        guard let peer = status.peers.first(where: { $0.id == link.peer }) else {
+            console.note("✘ have not received remote agent data from the Coder networking coordinator")
+            return
+        }
+        console.note("✔ sent local data to Coder networking coordinator")
+        console.note("✔ received remote agent data from Coder networking coordinator")
+        console.note("    preferred DERP region: \(region(peer.homeRegion))")
+        if let since = peer.sinceHandshake {
+            let mark = since > .seconds(300) ? "⚠" : "✔"
+            console.note("\(mark) Wireguard handshake \(milliseconds(since.inSeconds)) ago")
+        } else {
+            console.note("✘ Wireguard is not connected")
+        }
+        if invocation.values.bool("disable-direct-connections") {
+            console.note("❗ Direct connections are disabled locally, by `--disable-direct-connections`")
+        }
+    }
+
+    private static func summarise(
+        _ link: AgentLink, _ invocation: Invocation, _ name: String, _ tally: Tally
+    ) async {
+        let numbers = tally.numbers.withLock { $0 }
+        guard numbers.sent > 0 else { return }
+        if let address = numbers.lastAddress {
+            let isPrivate = address.ip.isPrivate || address.ip.isLoopback
+            invocation.console.note(
+                "✔ You are connected directly (p2p)" + (isPrivate ? ", over a private network" : ""))
+        } else if !numbers.latencies.isEmpty {
+            invocation.console.note("❗ You are connected via a DERP relay, not directly (p2p)")
+        }
+        let all = numbers.latencies
+        let mean = all.isEmpty ? 0 : all.reduce(0, +) / Double(all.count)
+        let variance =
+            all.isEmpty ? 0 : all.map { ($0 - mean) * ($0 - mean) }.reduce(0, +) / Double(all.count)
+        let names = ["workspace", "total", "successful", "min", "avg", "max", "variance"]
+        let row = [
+            name, "\(numbers.sent)", "\(all.count)", milliseconds(all.min() ?? 0), milliseconds(mean),
+            milliseconds(all.max() ?? 0), "\(fixed(variance * 1e6, 3))ms²",
+        ]
+        invocation.console.print("---")
+        invocation.console.out(Table.text(names: names, columns: names, rows: [row]))
+    }
+}
+
+/// `coder speedtest`.
+enum SpeedtestCommand {
+    private static let names = ["Interval", "Throughput"]
+
+    static let command = Command(
+        name: "speedtest", usage: "<workspace>", summary: "Measure upload and download speed to a workspace.",
+        arguments: .exactly(1),
+        options: [
+            CommandOption("direct", short: "d", .bool, help: "Wait for a direct connection first."),
+            CommandOption(
+                "direction", .choice(["up", "down"]), default: "down",
+                help: "up: this side sends; down: the workspace sends."),
+            CommandOption(
+                "time", short: "t", .duration, default: "5s", help: "Length of the test, at most 30s."),
+            Commands.columns(names, default: "Interval,Throughput"), Commands.output(["table", "json"]),
+        ], run: run)
+
+    @Sendable static func run(_ invocation: Invocation) async throws -> Int32 {
+        let values = invocation.values
+        let duration = values.duration("time") ?? .seconds(5)
+        guard duration > .zero, duration <= .seconds(30) else {
+            throw CommandError("--time must be between 0 and 30s")
+        }
+        guard !(values.bool("direct") && values.bool("disable-direct-connections")) else {
+            throw CommandError("--direct and --disable-direct-connections exclude each other")
+        }
+        let client = try invocation.client()
+        let name = try WorkspaceName(invocation.words[0])
+        let workspace = try await client.workspace(name)
+        let agent = try workspace.agent(named: name.agent)
+        guard agent.status == "connected" else {
+            throw CommandError(
+                "the agent of the workspace \"\(workspace.name)\" is not connected (\(agent.status))")
+        }
+        let link = try await AgentLink.open(invocation, client, agent)
+        do {
+            let signal = try await untilStopped {
+                try await link.reach(agent.name, invocation.console)
+                if values.bool("direct") { try await waitForDirect(link, invocation.console) }
+                try await measure(invocation, link, duration)
+            }
+            await link.close()
+            return signal == nil ? 0 : 1
+        } catch {
+            await link.close()
+            throw error
+        }
+    }
+
+    private static func waitForDirect(_ link: AgentLink, _ console: Console) async throws {
+        while true {
+            let ping = try await link.node.ping(link.peer)
+            if case .direct = ping.path { return }
+            console.note(
+                "Waiting for a direct connection... (\(PingCommand.milliseconds(ping.latency.inSeconds))"
+                    + " \(link.describe(ping.path)))")
+            try await Task.sleep(for: .seconds(1))
+        }
+    }
+
+    private static func measure(
+        _ invocation: Invocation, _ link: AgentLink, _ duration: Duration
+    ) async throws {
+        let isDown = invocation.values.string("direction") == "down"
+        invocation.console.note("Starting a \(format(duration)) \(isDown ? "download" : "upload") test...")
+        let socket = try await link.node.dial(SocketAddress(link.address, port: 3))
+        let result = try await Speedtest.run(over: socket, isDown ? .down : .up, for: duration)
+        show(result, invocation)
+    }
+
+    private static func show(_ result: Speedtest.Result, _ invocation: Invocation) {
+        if invocation.values.string("output") == "json" {
+            let json = { (interval: Speedtest.Interval) in
+                JSON.record([
+                    "start_time_seconds": .double(interval.start), "end_time_seconds": .double(interval.end),
+                    "throughput_mbits": .double(interval.megabits),
+                ])
+            }
+            let all = JSON.record([
+                "overall": json(result.total), "intervals": .array(result.intervals.map(json)),
+            ])
+            return invocation.console.print(all.pretty)
+        }
+        let row = { (interval: Speedtest.Interval) in
+            [
+                "\(fixed(interval.start, 2))-\(fixed(interval.end, 2)) sec",
+                "\(fixed(interval.megabits, 4)) Mbits/sec",
+            ]
+        }
+        let rule = ["----------------------------------------", ""]
+        invocation.console.out(
+            Table.text(
+                names: names, columns: invocation.values.columns("column"),
+                rows: result.intervals.map(row) + [rule, row(result.total)]))
+    }
+}

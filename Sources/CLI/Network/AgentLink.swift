@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import HTTPTransport
+internal import LinuxIO
+internal import Logging
+internal import Mesh
+internal import RPC
+internal import Tailnet
+
+/// A node on the mesh that may talk to one agent.
+struct AgentLink: Sendable {
+    let node: Node
+    /// The agent's address in the tunnel.
+    let address: IPAddress
+    /// The agent as a peer of the node.
+    let peer: MeshPeerID
+    /// Region names by number.
+    let regionNames: @Sendable (Int) -> String
+    private let tailnet: ClientTailnet
+
+    /// Joins the mesh, with the tunnel to the agent asked for. `reach` then waits for the agent.
+    static func open(
+        _ invocation: Invocation, _ client: APIClient, _ agent: WorkspaceAgent
+    ) async throws -> AgentLink {
+        guard let id = RawUUID(agent.id), let token = client.token else {
+            throw CommandError("the server named an agent without identifier")
+        }
+        let connection = try await client.get("workspaceagents/\(agent.id)/connection")
+        let map = DERPMap(json: connection["derp_map"])
+        var configuration = ClientTailnet.Configuration(
+            client: client.http, serverURL: client.base, sessionToken: token, agentID: id, derpMap: map,
+            logger: invocation.logger)
+        configuration.forcesWebSockets = connection["derp_force_websockets"].bool
+        configuration.blocksDirect =
+            connection["disable_direct_connections"].bool
+            || invocation.values.bool("disable-direct-connections")
+        let names = map.regions.mapValues(\.name)
+        let tailnet = try await ClientTailnet.open(configuration)
+        return AgentLink(
+            node: tailnet.node, address: tailnet.agentAddress, peer: MeshPeerID(high: id.high, low: id.low),
+            regionNames: { names[$0] ?? "region \($0)" }, tailnet: tailnet)
+    }
+
+    /// Says good-bye to the coordinator and ends the node.
+    func close() async { await tailnet.close() }
+
+    /// Waits until the agent answers in the tunnel, with a line for people who wait longer than a second.
+    func reach(_ name: String, _ console: Console, within limit: Interval = .seconds(60)) async throws {
+        let notice = Task {
+            try await Task.sleep(for: .seconds(1))
+            console.note("==> ⧗ Connecting to the workspace agent \(name)")
+        }
+        defer { notice.cancel() }
+        do {
+            try await tailnet.reachAgent(within: limit)
+        } catch NodeError.timedOut {
+            throw CommandError(
+                "the workspace agent \(name) does not answer: it may have stopped, or no relay reaches it;"
+                    + " 'coder netcheck' shows this side")
+        }
+    }
+
+    /// What carries packets to the agent now, for people.
+    func describe(_ path: PeerPath) -> String {
+        switch path {
+        case .direct(let address): return "p2p via \(address)"
+        case .relay(let region): return "proxied via DERP(\(regionNames(region)))"
+        case .none: return "via an unknown path"
+        }
+    }
+}
+
+/// The file that editors read to show how good the connection is: `<directory>/<parent pid>.json`.
+enum NetworkInformation {
+    /// Starts writing when the option is given; cancel the task to stop.
+    static func write(_ values: OptionValues, _ link: AgentLink) -> Task<Void, Never>? {
+        let directory = values.string("network-info-dir")
+        guard !directory.isEmpty else { return nil }
+        let interval = values.duration("network-info-interval") ?? .seconds(5)
+        return Task {
+            var last: (sent: UInt64, received: UInt64, at: UInt64)?
+            while !Task.isCancelled {
+                do {
+                    try makeDirectories(directory, mode: 0o700)
+                    let json = try await information(link, &last)
+                    try TextFile.replace(
+                        "\(directory)/\(parentProcess()).json", with: json.compact, mode: 0o600)
+                    try await Task.sleep(for: interval)
+                } catch is CancellationError {
+                    return
+                } catch {
+                    // Tolerated: the session matters more than the file.
+                    do { try await Task.sleep(for: interval) } catch { return }
+                }
+            }
+        }
+    }
+
+    private static func information(
+        _ link: AgentLink, _ last: inout (sent: UInt64, received: UInt64, at: UInt64)?
+    ) async throws -> JSON {
+        let ping = try await link.node.ping(link.peer)
+        let status = try await link.node.status()
+        let peer = status.peers.first { $0.id == link.peer }
+        let now = Clock.monotonicNanoseconds()
+        let sent = peer?.sentBytes ?? 0
+        let received = peer?.receivedBytes ?? 0
+        var rates = (up: 0.0, down: 0.0)
+        if let last, now > last.at {
+            let seconds = Double(now - last.at) / 1e9
+            rates = (
+                Double(sent &- min(sent, last.sent)) / seconds,
+                Double(received &- min(received, last.received)) / seconds
+            )
+        }
+        last = (sent, received, now)
+        var isDirect = false
+        var region = status.ownNode.homeRegion
+        switch ping.path {
+        case .direct: isDirect = true
+        case .relay(let relay): region = relay
+        case .none: break
+        }
+        let latencies = status.ownNode.latencies.keys.sorted().compactMap { key -> JSON.Member? in
+            guard key.hasSuffix("-v4"), let number = Int(key.dropLast(3)),
+                let seconds = status.ownNode.latencies[key]
+            else { return nil }
+            return .init(key: link.regionNames(number), value: .double(seconds * 1_000, digits: 3))
+        }
+        return .record([
+            "p2p": .bool(isDirect), "latency": .double(ping.latency.inSeconds * 1_000, digits: 3),
+            "preferred_derp": .string(link.regionNames(region)), "derp_latency": .object(latencies),
+            "upload_bytes_sec": .int(Int64(rates.up)), "download_bytes_sec": .int(Int64(rates.down)),
+            "using_coder_connect": .bool(false),
+        ])
+    }
+}

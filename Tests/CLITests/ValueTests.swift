@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CLI
+import Mesh
+import Testing
+
+@Suite struct ValueTests {
+    // MARK: JSON
+
+    @Test func jsonKeepsOrderAndNumbers() throws {
+        let text = #"{"b":1.50,"a":[true,null,"é\n\u00e9😀"],"c":{},"d":[]}"#
+        let json = try JSON.parse(text.utf8)
+        #expect(json.compact == #"{"b":1.50,"a":[true,null,"é\né😀"],"c":{},"d":[]}"#)
+        #expect(json["a"].pretty == "[\n  true,\n  null,\n  \"é\\né😀\"\n]")
+        #expect(json["missing"] == .null)
+    }
+
+    @Test(arguments: [
+        "", "{", "[1,]", "{\"a\"}", "tru", "1 2", "\"\u{1}\"", "\"\\x\"", "\"\\ud800\\u0041\"", "+1", "[",
+        "nul", ".5",
+        "{\"a\":1,}",
+    ])
+    func badJSONIsRefused(_ text: String) {
+        #expect(throws: JSON.ParseError.self) { try JSON.parse(text.utf8) }
+    }
+
+    @Test func deepJSONIsRefused() {
+        #expect(throws: JSON.ParseError.self) { try JSON.parse(String(repeating: "[", count: 100_000).utf8) }
+    }
+
+    @Test func truncatedJSONNeverCrashes() throws {
+        let whole = Array(#"{"a":[1,-2.5e3,"x\u00e9\ud83d\ude00"],"b":{"c":false}}"#.utf8)
+        _ = try JSON.parse(whole)
+        for length in 0..<whole.count {
+            #expect(throws: JSON.ParseError.self) { try JSON.parse(whole[..<length]) }
+        }
+    }
+
+    // MARK: Tables
+
+    @Test func tablesPadEachCell() {
+        let text = Table.text(
+            names: ["name", "last used"], columns: ["last_used", "Name"],
+            rows: [["a", "b"], ["long\u{1b}[m", "日本"]])
+        #expect(text == "LAST USED  NAME     \nb          a        \n日本       long [m  \n")
+    }
+
+    // MARK: Names
+
+    @Test(
+        arguments: [
+            ("dev", "me", "dev", nil), ("ann/dev", "ann", "dev", nil), ("dev.main", "me", "dev", "main"),
+            ("ann/dev.main", "ann", "dev", "main"),
+        ] as [(String, String, String, String?)])
+    func workspaceNames(_ text: String, _ owner: String, _ workspace: String, _ agent: String?) throws {
+        let name = try WorkspaceName(text)
+        #expect(name.owner == owner && name.workspace == workspace && name.agent == agent)
+        #expect(try WorkspaceName(host: text, prefix: "", suffix: "") == name)
+    }
+
+    @Test(
+        arguments: [
+            ("ann--dev", "ann", "dev", nil), ("ann--dev.main", "ann", "dev", "main"),
+            ("ann--dev--main", "ann", "dev", "main"),
+            ("ann/dev--main", "ann", "dev", "main"), ("main.dev.ann", "ann", "dev", "main"),
+            ("coder.dev", "me", "dev", nil), ("dev.coder", "me", "dev", nil),
+            ("main.dev.ann.coder", "ann", "dev", "main"),
+            ("my-dev", "me", "my-dev", nil),
+        ] as [(String, String, String, String?)])
+    func hostNames(_ text: String, _ owner: String, _ workspace: String, _ agent: String?) throws {
+        let name = try WorkspaceName(host: text, prefix: "coder.", suffix: "coder")
+        #expect(name.owner == owner && name.workspace == workspace && name.agent == agent)
+    }
+
+    @Test(arguments: ["", "/", "a/b/c/d", "a b", "dev\u{1b}", "a--b--c--d", "../x", "a/", ".x", "dév"])
+    func badNamesAreRefused(_ text: String) {
+        #expect(throws: (any Error).self) { try WorkspaceName(text) }
+        #expect(throws: (any Error).self) { try WorkspaceName(host: text, prefix: "", suffix: "") }
+    }
+
+    // MARK: Ports
+
+    @Test(arguments: [
+        ("8080", ["8080>8080"]), ("8080:80", ["8080>80"]), ("0.0.0.0:53:5353", ["0.0.0.0:53>5353"]),
+        ("[::1]:22", ["[::1]:22>22"]), ("[::1]:22:23", ["[::1]:22>23"]), ("127.0.0.1:9", ["127.0.0.1:9>9"]),
+        ("9000-9002:8000-8002", ["9000>8000", "9001>8001", "9002>8002"]), ("1-2", ["1>1", "2>2"]),
+        ("65535", ["65535>65535"]),
+    ])
+    func portForwards(_ text: String, _ expected: [String]) throws {
+        let result = try PortSpec.parse([text], .tcp).map { forward in
+            (forward.address.map { SocketAddress($0, port: forward.local).description } ?? "\(forward.local)")
+                + ">\(forward.remote)"
+        }
+        #expect(result == expected)
+        try PortSpec.check(PortSpec.parse([text], .udp))
+    }
+
+    @Test(arguments: [
+        "", "0", "65536", "a", "1:2:3", "1-2:3", "2-1", "1-", "-1", "::1:22", "[1.2.3.4]:5", "1.2.3:4",
+        "[::1]", "[::1]:",
+        "localhost:80", "1.2.3.4", "+1", "1,2",
+    ])
+    func badPortForwardsAreRefused(_ text: String) {
+        #expect(throws: (any Error).self) { try PortSpec.parse([text], .tcp) }
+    }
+
+    @Test func onePortIsForwardedOnce() throws {
+        let twice = try PortSpec.parse(["8080:80", "8080:81"], .tcp)
+        #expect(throws: (any Error).self) { try PortSpec.check(twice) }
+        #expect(throws: (any Error).self) { try PortSpec.check([]) }
+        try PortSpec.check(PortSpec.parse(["53"], .udp) + PortSpec.parse(["53"], .tcp))
+    }
+
+    // MARK: Times
+
+    @Test(
+        arguments: [
+            ("1970-01-01T00:00:00Z", 0), ("2026-02-01T10:00:00.5Z", 1_769_940_000.5),
+            ("2024-02-29T23:59:59+01:00", 1_709_247_599),
+            ("0001-01-01T00:00:00Z", -62_135_596_800), ("2026-02-01", nil), ("2026-13-01T00:00:00Z", nil),
+            ("2026-02-01T10:00:00", nil), ("2026-02-01T10:00:00.Z", nil), ("x026-02-01T10:00:00Z", nil),
+        ] as [(String, Double?)])
+    func timestamps(_ text: String, _ seconds: Double?) {
+        #expect(Timestamp(text)?.seconds == seconds)
+        if let seconds, seconds.rounded() == seconds, text.hasSuffix("Z"), seconds >= 0 {
+            #expect(Timestamp(text)?.text() == text)
+        }
+    }
+
+    @Test(arguments: [
+        (59, "<1m"), (60, "1m"), (3_720, "1h2m"), (3_600, "1h"), (273_600, "3d4h"), (86_400, "1d"),
+    ])
+    func shortDurations(_ seconds: Int, _ text: String) {
+        #expect(shortDuration(.seconds(seconds)) == text)
+    }
+
+    // MARK: Escape
+
+    @Test func tildeDotEndsASession() {
+        func run(_ pieces: [String]) -> [EscapeFilter.Result] {
+            var filter = EscapeFilter()
+            return pieces.map { filter.filter(Array($0.utf8)[...]) }
+        }
+        #expect(run(["~."]) == [.disconnect])
+        #expect(run(["ls\r", "~", "."]) == [.pass(Array("ls\r".utf8)), .pass([]), .disconnect])
+        #expect(run(["a~."]) == [.pass(Array("a~.".utf8))])
+        #expect(run(["~~x"]) == [.pass(Array("~x".utf8))])
+        #expect(run(["~x"]) == [.pass(Array("~x".utf8))])
+    }
+
+    // MARK: ssh configuration
+
+    @Test func theSectionIsReplacedAndNothingElse() throws {
+        let section = "\(ConfigSSHCommand.startToken)\nnew\n\(ConfigSSHCommand.endToken)"
+        #expect(try ConfigSSHCommand.replaceSection(in: "", with: section) == section + "\n")
+        #expect(
+            try ConfigSSHCommand.replaceSection(in: "Host a\n", with: section) == "Host a\n\n\(section)\n")
+        let old = "Host a\n\n\(ConfigSSHCommand.startToken)\nold\n\(ConfigSSHCommand.endToken)\nHost b\r\n"
+        let new = try ConfigSSHCommand.replaceSection(in: old, with: section)
+        #expect(new == "Host a\n\n\(section)\nHost b\r\n")
+        #expect(try ConfigSSHCommand.replaceSection(in: new, with: section) == new)
+        for broken in [
+            "\(ConfigSSHCommand.startToken)\n",
+            "\(ConfigSSHCommand.endToken)\n\(ConfigSSHCommand.startToken)\n",
+            old + old,
+        ] {
+            #expect(throws: (any Error).self) {
+                try ConfigSSHCommand.replaceSection(in: broken, with: section)
+            }
+        }
+    }
+}
