@@ -104,7 +104,8 @@ if !pureOnly {
                 .linkedLibrary("_FoundationCShims"),
             ]),
         .testTarget(
-            name: "TailnetTests", dependencies: ["Tailnet", "Mesh", "RPC", "HTTPTransport", log],
+            name: "TailnetTests",
+            dependencies: ["Tailnet", "Mesh", "RPC", "HTTPTransport", "Coordinator", "DERPRelay", "LinuxIO", log],
             swiftSettings: base),
         .testTarget(name: "AgentTests", dependencies: ["Agent", "RPC", "SSH", "LinuxIO"], swiftSettings: base),
         .testTarget(name: "ServerTests", dependencies: ["Server"], swiftSettings: base),
