@@ -129,6 +129,39 @@ import Testing
         }
     }
 
+    /// Versions, proposals and public values travel in the clear: change some bytes of the first flight
+    /// either way.
+    @Test func changedHandshakesEndOrAreHarmless() throws {
+        var generator = TestGenerator(77)
+        var ended = 0
+        for round in 0..<400 {
+            var pair = Pair(seed: UInt64(round + 1))
+            let fromClient = round % 2 == 0
+            var bytes = fromClient ? Array(pair.client.outgoing) : Array(pair.server.outgoing)
+            for _ in 0...Int.random(in: 0...2, using: &generator) {
+                bytes[Int.random(in: 0..<bytes.count, using: &generator)] =
+                    [0, 1, 0x2c, 0x7f, 0xff, UInt8.random(in: 0...255, using: &generator)]
+                    .randomElement(using: &generator) ?? 0
+            }
+            if fromClient {
+                pair.client.consumeOutgoing(pair.client.outgoingCount)
+                bytes.withUnsafeBytes { pair.server.receive($0) }
+            } else {
+                pair.server.consumeOutgoing(pair.server.outgoingCount)
+                bytes.withUnsafeBytes { pair.client.receive($0) }
+            }
+            do {
+                try pair.pump()
+                // Nothing was changed, or a length grew and more is awaited: never an altered, working
+                // connection.
+                expect(!pair.client.isAuthenticated || pair.client.sessionID == pair.server.sessionID)
+            } catch is SSHError {
+                ended += 1
+            }
+        }
+        expect(ended > 250)
+    }
+
     @Test func clientSkipsLinesBeforeTheVersionButNotForEver() throws {
         var pair = Pair()
         Array("hello\r\nworld\n".utf8).withUnsafeBytes { pair.client.receive($0) }
