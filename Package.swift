@@ -83,7 +83,7 @@ if !pureOnly {
         .target(
             name: "Server",
             dependencies: nio + [
-                "RPC", "Coordinator", "DERPRelay", "Mesh", "CPQ", "LinuxIO", log, crypto,
+                "RPC", "Coordinator", "DERPRelay", "Mesh", "CPQ", "LinuxIO", log, crypto, protobuf,
                 .product(name: "CryptoExtras", package: "swift-crypto"),
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
@@ -108,7 +108,9 @@ if !pureOnly {
             dependencies: ["Tailnet", "Mesh", "RPC", "HTTPTransport", "Coordinator", "DERPRelay", "LinuxIO", log],
             swiftSettings: base),
         .testTarget(name: "AgentTests", dependencies: ["Agent", "RPC", "SSH", "LinuxIO"], swiftSettings: base),
-        .testTarget(name: "ServerTests", dependencies: ["Server"], swiftSettings: base),
+        .testTarget(
+            name: "ServerTests", dependencies: ["Server", "HTTPTransport", "RPC", "Mesh", "LinuxIO", protobuf],
+            swiftSettings: base),
         .testTarget(
             name: "HTTPTransportTests", dependencies: nio + ["HTTPTransport", "LinuxIO", crypto], swiftSettings: base),
         .testTarget(

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import DERPRelay
 internal import Glibc
 internal import LinuxIO
 internal import Logging
+internal import Mesh
 internal import NIOCore
 internal import NIOPosix
 internal import NIOSSL
@@ -64,6 +66,16 @@ final class RunningServer: Sendable {
     /// Whether it ended for another reason than being asked to.
     var hasFailed: Bool { isFailed.load(ordering: .relaxed) }
 
+    /// For tests.
+    func execute(_ sql: String) async throws { try await pool.script(sql) }
+    /// Relayed clients, and connections that were closed for breaking the protocol.
+    var relayState: (clients: Int, refused: UInt64) {
+        let counters = services.mesh.relay?.counters ?? .init()
+        return (counters.clients, counters.protocolErrors + counters.loginsRefused + counters.loginTimeouts)
+    }
+    /// Open RPC sessions.
+    var sessionCount: Int { services.mesh.sessions.count }
+
     /// Returns when a listener fails, or the task is cancelled.
     func failed() async {
         var iterator = failures.makeAsyncIterator()
@@ -72,7 +84,7 @@ final class RunningServer: Sendable {
 
     /// Takes no more connections, ends those that are open, stops the database. Returns within 10 s.
     func stop() async {
-        services.mesh.stop()
+        await services.mesh.stop()
         for listener in listeners { listener.cancel() }
         for listener in listeners { await listener.value }
         await pool.close()
@@ -111,7 +123,8 @@ extension RunningServer {
             let pool = ConnectionPool(conninfo: conninfo, limit: options.postgresConnections)
             try await Migrator.migrate(pool)
             try await Seed.deployment(pool, now: .now())
-            let services = try await makeServices(options, accessURL: accessURL, pool: pool, logger: logger)
+            let services = try await makeServices(
+                options, accessURL: accessURL, pool: pool, group: group, logger: logger)
             let server = RunningServer(
                 cluster: cluster, pool: pool, group: group, logger: logger, services: services,
                 servers: servers,
@@ -127,9 +140,18 @@ extension RunningServer {
     }
 
     private static func makeServices(
-        _ options: ServerOptions, accessURL: AccessURL, pool: ConnectionPool, logger: Logger
+        _ options: ServerOptions, accessURL: AccessURL, pool: ConnectionPool,
+        group: MultiThreadedEventLoopGroup, logger: Logger
     ) async throws -> Services {
-        let mesh = MeshServices()
+        var generator = SystemRandomNumberGenerator()
+        let stun = STUNListener.open(options, logger: logger)
+        let key = try PrivateKey(
+            bytes: try Hex.bytes(try await Seed.value("derp_private_key", pool), count: 32))
+        let relay = try Relay(Relay.Configuration(privateKey: key), generator: &generator)
+        let mesh = try MeshServices(
+            map: try DERPMapBuilder.map(options, accessURL: accessURL, stunPort: stun?.port), relay: relay,
+            stun: stun,
+            resumeTokens: try await ResumeTokens.load(pool), group: group)
         return Services(
             options: options, accessURL: accessURL, deploymentID: try await Seed.value("deployment_id", pool),
             store: Store(database: pool), mesh: mesh, logger: logger)
@@ -149,6 +171,10 @@ extension RunningServer {
         WorkspaceRoutes(services: services).register(table)
         BuildRoutes(services: services).register(table)
         AgentRoutes(services: services).register(table)
+        AgentSideRoutes(services: services).register(table)
+        GitKeyRoutes(services: services).register(table)
+        TailnetRoutes(services: services).register(table)
+        RelayRoutes(services: services).register(table)
         return table.makeResponder { call in
             let path = call.head.target.prefix { $0 != "?" }
             let isProgrammatic = ["/api", "/derp", "/bin", "/scim", "/swagger", "/oauth2"].contains {

@@ -117,25 +117,29 @@ extension Services {
             "SELECT a.* FROM workspace_agents a WHERE \(condition) ORDER BY a.display_order, a.name, a.id",
             values)
         let sources = try await store.database.query(
-            "SELECT * FROM workspace_agent_log_sources WHERE workspace_agent_id = ANY($1::uuid[]) ORDER BY created_at, id",
+            """
+            SELECT * FROM workspace_agent_log_sources WHERE workspace_agent_id = ANY($1::uuid[])
+            ORDER BY created_at, id
+            """,
             [SQLValue(rows.map { $0.identifier("id") })])
         let now = Timestamp.now()
-        return rows.map { row in
+        let troubleshooting = options.docsURL + "/admin/templates/troubleshooting"
+        var result: [(resource: Identifier, json: JSON)] = []
+        for row in rows {
             let id = row.identifier("id")
             let own = sources.filter { $0.identifier("workspace_agent_id") == id }.map { source -> JSON in
                 [
                     "workspace_agent_id": JSON(id), "id": JSON(source.identifier("id")),
                     "created_at": JSON(source.time("created_at")),
-                    "display_name": JSON(source.text("display_name")),
-                    "icon": JSON(source.text("icon")),
+                    "display_name": JSON(source.text("display_name")), "icon": JSON(source.text("icon")),
                 ]
             }
             let json = AgentRecord.json(
-                row, logSources: own, latency: latency(ofAgent: id),
-                troubleshootingURL: options.docsURL
-                    + "/admin/templates/troubleshooting", now: now)
-            return (row.identifier("resource_id"), json)
+                row, logSources: own, latency: await mesh.latency(ofAgent: id),
+                troubleshootingURL: troubleshooting, now: now)
+            result.append((row.identifier("resource_id"), json))
         }
+        return result
     }
 }
 

@@ -29,8 +29,10 @@ enum Migrator {
         try await database.transaction { run in
             try await run.query("SELECT pg_advisory_xact_lock(\(lockKey))::text")
             try await run.query(
-                "CREATE TABLE IF NOT EXISTS schema_migrations (version int PRIMARY KEY, applied_at timestamptz NOT NULL)"
-            )
+                """
+                CREATE TABLE IF NOT EXISTS schema_migrations (
+                    version int PRIMARY KEY, applied_at timestamptz NOT NULL)
+                """)
             let row = try await run.first("SELECT coalesce(max(version), 0) AS v FROM schema_migrations")
             let found = Int(row?.integer("v") ?? 0)
             guard found <= Migrations.all.count else {

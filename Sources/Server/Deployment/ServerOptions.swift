@@ -48,8 +48,9 @@ public struct ServerOptions: Sendable {
     /// `--derp-server-stun-addresses`: other people's STUN servers, `host:port`. None by default: a deployment
     /// depends on nobody else, and our own responder does the same. The word `disable` turns all of them off.
     public var stunAddresses: [String] = []
-    /// `--stun-address`: our own STUN responder, UDP `host:port`; empty turns it off.
-    public var stunListenAddress = "0.0.0.0:3478"
+    /// `--stun-address`: our own STUN responder, UDP `host:port`; without a host on all addresses of IPv4 and IPv6;
+    /// empty turns it off.
+    public var stunListenAddress = ":3478"
     /// `--derp-force-websockets`
     public var derpForceWebSockets = false
     /// `--block-direct-connections`

@@ -12,6 +12,7 @@ final class Services: Sendable {
     let events = Events()
     let loginLimiter: RateLimiter
     let mesh: MeshServices
+    let agentSessions: AgentSessions
     let logger: Logger
 
     init(
@@ -23,6 +24,7 @@ final class Services: Sendable {
         self.deploymentID = deploymentID
         self.store = store
         self.mesh = mesh
+        agentSessions = AgentSessions(store: store, events: events)
         self.logger = logger
         loginLimiter = RateLimiter(limit: options.disableRateLimits ? 0 : 60)
     }
@@ -36,7 +38,4 @@ final class Services: Sendable {
     func maximumTokenLifetime(of subject: Subject) -> Int64 {
         subject.isOwner ? options.maximumAdminTokenSeconds : options.maximumTokenSeconds
     }
-
-    /// `{"<region name>": {"preferred": …, "latency_ms": …}}` of a connected agent, if it has told.
-    func latency(ofAgent agent: Identifier) -> JSON? { mesh.latency(ofAgent: agent) }
 }

@@ -26,6 +26,8 @@ enum WebSocketError: Error, Equatable {
     case disconnected
     /// The other side did not answer our ping in time.
     case pingTimeout
+    /// A text message on a route that carries bytes.
+    case notBinary
 
     /// RFC 6455 §7.4.1.
     var closeCode: UInt16 {
@@ -34,6 +36,7 @@ enum WebSocketError: Error, Equatable {
         case .tooLarge: 1009
         case .disconnected: 1006
         case .pingTimeout: 1001
+        case .notBinary: 1003
         }
     }
 }

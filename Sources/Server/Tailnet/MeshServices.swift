@@ -1,21 +1,155 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Coordinator
+internal import DERPRelay
+internal import FoundationEssentials
+internal import LinuxIO
+internal import Mesh
+internal import NIOPosix
+internal import RPC
 internal import Synchronization
 
-/// What serves the mesh: the DERP map, and what agents tell about their paths.
+/// What serves the mesh: coordinator, relay, DERP map, and the RPC sessions that are open. One per process.
 final class MeshServices: Sendable {
-    private let latencies = Mutex<[Identifier: JSON]>([:])
+    let coordinator = CoordinatorService()
+    /// Nil when the embedded relay is switched off.
+    let relay: Relay?
+    private let stun: STUNListener?
+    let derpMap: DERPMap
+    let derpMapJSON: JSON
+    let derpMapMessage: TailnetDERPMap
+    let resumeTokens: ResumeTokens
+    let sessions = RPCSessions()
+    let group: MultiThreadedEventLoopGroup
 
-    init() {}
-
-    /// Latency per region of a connected agent, as `codersdk.WorkspaceAgent` shows it.
-    func latency(ofAgent agent: Identifier) -> JSON? { latencies.withLock { $0[agent] } }
-
-    /// Remembers or forgets (nil) an agent's latencies.
-    func setLatency(_ latency: JSON?, ofAgent agent: Identifier) {
-        latencies.withLock { $0[agent] = latency }
+    init(
+        map: DERPMap, relay: Relay?, stun: STUNListener?, resumeTokens: ResumeTokens,
+        group: MultiThreadedEventLoopGroup
+    ) throws {
+        derpMap = map
+        derpMapJSON = try JSON(parsing: Array(try JSONEncoder().encode(map)))
+        derpMapMessage = map.message
+        self.relay = relay
+        self.stun = stun
+        self.resumeTokens = resumeTokens
+        self.group = group
     }
 
-    /// Ends what runs.
-    func stop() {}
+    /// Latency per region of a connected agent, as `codersdk.WorkspaceAgent` shows it.
+    func latency(ofAgent agent: Identifier) async -> JSON? {
+        guard let node = await coordinator.node(of: agent.raw) else { return nil }
+        var best: [Int: Double] = [:]
+        for (key, seconds) in node.derpLatency {
+            guard let region = Int(key.prefix { $0 != "-" }), seconds.isFinite else { continue }
+            best[region] = min(best[region] ?? .infinity, seconds * 1000)
+        }
+        let members = best.sorted { $0.key < $1.key }.map { region, milliseconds in
+            JSON.Member(
+                key: derpMap.regions[region]?.name ?? "Unnamed \(region)",
+                value: [
+                    "preferred": .bool(Int(node.preferredDerp) == region),
+                    "latency_ms": .number(milliseconds),
+                ])
+        }
+        return members.isEmpty ? nil : .object(members)
+    }
+
+    /// Ends the sessions; their peers dial again.
+    func stop() async {
+        await sessions.closeAll()
+        await coordinator.close()
+        relay?.drain()
+        stun?.close()
+    }
+}
+
+extension Identifier {
+    /// The form of the RPC layer.
+    var raw: RawUUID { RawUUID(high: high, low: low) }
+    init(_ raw: RawUUID) { self.init(high: raw.high, low: raw.low) }
+}
+
+/// Builds the DERP map from the options. `coordinator.md` §8.1.
+enum DERPMapBuilder {
+    /// Why there is no usable map.
+    struct Unusable: Error, CustomStringConvertible {
+        var description: String
+    }
+
+    /// `stunPort`: port of our own STUN responder, if it could be opened.
+    static func map(_ options: ServerOptions, accessURL: AccessURL, stunPort: Int?) throws -> DERPMap {
+        guard options.derpEnable else {
+            throw Unusable(
+                description:
+                    "no relay: --derp-server-enable is false, and maps of other relays are not supported yet")
+        }
+        let id = options.derpRegionID
+        guard (1...65_535).contains(id) else {
+            throw Unusable(description: "--derp-server-region-id is out of range")
+        }
+        var node = DERPMap.Node(name: "\(id)b", regionID: id, hostName: accessURL.host)
+        node.derpPort = accessURL.port
+        node.forcesHTTP = !accessURL.isSecure
+        node.stunPort = options.blockDirect ? -1 : stunPort ?? -1
+        var map = DERPMap(regions: [
+            id: .init(
+                id: id, code: options.derpRegionCode, name: options.derpRegionName, isEmbeddedRelay: true,
+                nodes: [node])
+        ])
+        guard !options.blockDirect, !options.stunAddresses.contains("disable") else { return map }
+        for (index, address) in options.stunAddresses.enumerated() {
+            guard let (host, port) = HostPort.split(address), !host.isEmpty else {
+                throw Unusable(description: "--derp-server-stun-addresses: \"\(address)\" is not host:port")
+            }
+            let region = id + 1 + index
+            var node = DERPMap.Node(name: "\(region)stun0", regionID: region, hostName: host)
+            node.isSTUNOnly = true
+            node.stunPort = port ?? 3478
+            map.regions[region] = .init(
+                id: region, code: "coder_stun_\(region)", name: "Coder STUN \(region)", nodes: [node])
+        }
+        return map
+    }
+}
+
+extension DERPMap {
+    /// The protobuf form. `home_params` is always there: Go clients read it without a check.
+    var message: TailnetDERPMap {
+        var message = TailnetDERPMap()
+        message.homeParams = .init()
+        for (region, score) in homeParams?.regionScore ?? [:] {
+            message.homeParams.regionScore[Int64(region)] = score
+        }
+        for (id, region) in regions {
+            var out = TailnetDERPMap.Region()
+            out.regionID = Int64(region.id)
+            out.embeddedRelay = region.isEmbeddedRelay
+            out.regionCode = region.code
+            out.regionName = region.name
+            out.avoid = region.isAvoided
+            out.nodes = region.nodes.map(\.message)
+            message.regions[Int64(id)] = out
+        }
+        return message
+    }
+}
+
+extension DERPMap.Node {
+    fileprivate var message: TailnetDERPMap.Region.Node {
+        var out = TailnetDERPMap.Region.Node()
+        out.name = name
+        out.regionID = Int64(regionID)
+        out.hostName = hostName
+        out.certName = certName
+        out.ipv4 = ipv4
+        out.ipv6 = ipv6
+        out.stunPort = Int32(clamping: stunPort)
+        out.stunOnly = isSTUNOnly
+        out.derpPort = Int32(clamping: derpPort)
+        out.insecureForTests = isInsecureForTests
+        out.forceHTTP = forcesHTTP
+        out.stunTestIp = stunTestIP
+        out.canPort80 = canPort80
+        return out
+    }
 }

@@ -13,7 +13,8 @@ enum Jobs {
             """
             INSERT INTO provisioner_jobs (id, created_at, updated_at, started_at, completed_at, organization_id,
                 initiator_id, provisioner, storage_method, type, input, file_id, tags)
-            VALUES ($1, $2, $2, $2, $2, $3, $4, 'terraform', 'file', $5, $6, $7, '{"owner": "", "scope": "organization"}')
+            VALUES ($1, $2, $2, $2, $2, $3, $4, 'terraform', 'file', $5, $6, $7,
+                '{"owner": "", "scope": "organization"}')
             """,
             [
                 SQLValue(job), SQLValue(now), SQLValue(organization), SQLValue(initiator), SQLValue(type),

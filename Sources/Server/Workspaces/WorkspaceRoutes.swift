@@ -114,7 +114,8 @@ struct WorkspaceRoutes {
         guard template.text("deprecated").isEmpty else {
             throw APIError(
                 400,
-                "Template \"\(template.text("name"))\" has been deprecated, and cannot be used to create a new workspace."
+                "Template \"\(template.text("name"))\" has been deprecated, "
+                    + "and cannot be used to create a new workspace."
             )
         }
         try store.require(.create, .init(type: "workspace", owner: user.id))

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DERPRelay
+internal import Logging
+internal import Mesh
+
+/// Our own STUN responder, so that nodes learn their mapped addresses without anybody else's help.
+struct STUNListener: Sendable {
+    private let responder: STUNResponder
+    /// UDP port, the same for IPv4 and IPv6.
+    let port: Int
+
+    /// Opens it as the options say. Nil, with a warning, when it cannot be: clients then use the relay, or addresses
+    /// that they know.
+    static func open(_ options: ServerOptions, logger: Logger) -> STUNListener? {
+        guard !options.stunListenAddress.isEmpty, !options.blockDirect else { return nil }
+        guard let (host, port) = HostPort.split(options.stunListenAddress) else {
+            logger.warning("no STUN: not an address", metadata: ["address": "\(options.stunListenAddress)"])
+            return nil
+        }
+        let number = UInt16(port ?? 3478)
+        var candidates: [(v4: String?, v6: String?)] = [(host, nil), (nil, host)]
+        // Without IPv6 on this machine, IPv4 alone will do.
+        if host.isEmpty { candidates = [("0.0.0.0", "::"), ("0.0.0.0", nil)] }
+        var cause = "no such address"
+        for candidate in candidates {
+            let v4 = candidate.v4.flatMap { IPAddress($0) }.flatMap {
+                $0.isV4 ? SocketAddress($0, port: number) : nil
+            }
+            let v6 = candidate.v6.flatMap { IPAddress($0) }.flatMap {
+                $0.isV4 ? nil : SocketAddress($0, port: number)
+            }
+            guard v4 != nil || v6 != nil else { continue }
+            do {
+                let responder = try STUNResponder(v4: v4, v6: v6)
+                guard let bound = responder.localV4 ?? responder.localV6 else { continue }
+                return STUNListener(responder: responder, port: Int(bound.port))
+            } catch {
+                cause = "\(error)"
+            }
+        }
+        logger.warning(
+            "no STUN: direct connections through NATs will be harder to find",
+            metadata: ["address": "\(options.stunListenAddress)", "error": "\(cause)"])
+        return nil
+    }
+
+    func close() { responder.close() }
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Coordinator
+internal import RPC
+internal import SwiftProtobuf
+
+/// Service `coder.tailnet.v2.Tailnet` for one session. `coordinator.md` §1. WorkspaceUpdates is not served: clients
+/// that ask get code 12 and go without.
+struct TailnetService {
+    let services: Services
+    /// Id under which the peer appears to others.
+    let peer: Identifier
+    let role: PeerRole
+    /// For people, in debug output.
+    let name: String
+    /// Decides about the tunnels of a `.clientOfUser`.
+    var authorize: TunnelAuthorizer = { _ in nil }
+
+    /// Events taken per post; they are dropped.
+    private static let maximumEvents = 1000
+
+    func register(_ handlers: inout RPCHandlers) {
+        let (mesh, peer, role, name, authorize) = (services.mesh, peer, role, name, authorize)
+        handlers.bidirectional(TailnetMethods.coordinate) { stream in
+            try await mesh.coordinator.serve(
+                stream, id: peer.raw, role: role, name: name, authorize: authorize)
+        }
+        handlers.serverStream(TailnetMethods.streamDERPMaps) { _, stream in
+            // Options are fixed while the server runs, and so is the map.
+            try await stream.send(mesh.derpMapMessage)
+            while true { try await Task.sleep(for: .seconds(3600)) }
+        }
+        handlers.unary(TailnetMethods.refreshResumeToken) { _ in
+            let issued = mesh.resumeTokens.issue(peer, now: .now())
+            var response = TailnetRefreshResumeTokenResponse()
+            response.token = issued.token
+            response.refreshIn = Google_Protobuf_Duration(seconds: ResumeTokens.lifetimeSeconds / 2)
+            response.expiresAt = Google_Protobuf_Timestamp(issued.expiresAt)
+            return response
+        }
+        handlers.unary(TailnetMethods.postTelemetry) { _ in TailnetTelemetryResponse() }
+    }
+}
+
+extension Google_Protobuf_Timestamp {
+    init(_ time: Timestamp) {
+        let seconds = time.unixSeconds
+        self.init(seconds: seconds, nanos: Int32(time.microseconds - seconds * 1_000_000) * 1000)
+    }
+}
+
+extension Timestamp {
+    /// Nil for one that is absent or zero.
+    init?(_ message: Google_Protobuf_Timestamp) {
+        // The years 1 to 9999 are what the message may say.
+        guard (-62_135_596_800...253_402_300_799).contains(message.seconds), message.seconds != 0 else {
+            return nil
+        }
+        self.init(microseconds: message.seconds * 1_000_000 + Int64(message.nanos) / 1000)
+    }
+}
