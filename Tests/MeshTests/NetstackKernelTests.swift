@@ -38,6 +38,8 @@ extension KernelHarness {
         let family = scenario.isV6 ? AF_INET6 : AF_INET
         let number = socket(family, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_NONBLOCK.rawValue), 0)
         guard number >= 0 else { throw SystemError(call: "socket") }
+        // The machine's default may be something else; comparisons are with CUBIC (TCP_CONGESTION is 13).
+        _ = setsockopt(number, Int32(IPPROTO_TCP), 13, "cubic", 5)
         return number
     }
 

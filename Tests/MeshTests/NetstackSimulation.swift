@@ -17,6 +17,8 @@ struct LinkProfile: Sendable, CustomStringConvertible {
     var queue = 256 << 10
     /// Packets above this vanish.
     var mtu = 65_535
+    /// Says so (ICMPv6 packet too big) when they do.
+    var answersTooBig = false
 
     var description: String { name }
 }
@@ -60,6 +62,9 @@ struct NetstackSimulation: ~Copyable {
 
     /// Puts a packet on the link.
     mutating func transmit(_ packet: [UInt8], toB: Bool) {
+        if packet.count > link.mtu, link.answersTooBig, packet[0] >> 4 == 6 {
+            answerTooBig(packet, toB: toB)
+        }
         guard !isCut, packet.count <= link.mtu, !chance(link.loss) else {
             dropped += 1
             return
@@ -88,6 +93,16 @@ struct NetstackSimulation: ~Copyable {
             order += 1
             push(Flight(due: due, order: order, toB: toB, bytes: copy))
         }
+    }
+
+    private mutating func answerTooBig(_ packet: [UInt8], toB: Bool) {
+        let limit = [UInt8(link.mtu >> 8), UInt8(link.mtu & 255)]
+        let message = [2, 0, 0, 0, 0, 0] + limit + packet.prefix(1_200)
+        let answer = WirePacket.ip6(
+            source: toB ? Self.b6 : Self.a6, destination: toB ? Self.a6 : Self.b6, kind: 58, message,
+            checksumAt: 2)
+        order += 1
+        push(Flight(due: now + link.latency, order: order, toB: !toB, bytes: answer))
     }
 
     private mutating func push(_ flight: Flight) {

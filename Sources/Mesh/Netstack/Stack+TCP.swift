@@ -87,6 +87,12 @@ extension Stack {
         slot(id).map { (connections[$0].local, connections[$0].remote) }
     }
 
+    /// What is known about a connection.
+    package func statistics(_ id: ConnectionID) -> ConnectionStatistics? {
+        guard let slot = slot(id) else { return nil }
+        return connections[slot].statistics
+    }
+
     /// Whether the peer will send no more and everything was read.
     package func isAtEnd(_ id: ConnectionID) -> Bool {
         slot(id).map { connections[$0].finReceived && connections[$0].receive.isEmpty } ?? true

@@ -46,6 +46,9 @@ package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the m
     /// Counters since the start.
     package var counters: StackCounters { context.counters }
 
+    /// Memory of an idle connection in bytes, besides two dozen in tables and timers.
+    package static var connectionSize: Int { MemoryLayout<Connection>.stride }
+
     /// Connections of all states.
     package var connectionCount: Int { connections.used }
 

@@ -51,6 +51,26 @@ package struct DatagramHeader: Hashable, Sendable {
     }
 }
 
+/// A look at one connection, for status pages and tests.
+package struct ConnectionStatistics: Hashable, Sendable {
+    /// Smoothed round trip; zero before the first sample.
+    package var roundTrip: Interval
+    /// Congestion window in bytes.
+    package var congestionWindow: Int
+    /// What the peer lets us send, in bytes.
+    package var sendWindow: Int
+    /// Bytes believed to be in the network.
+    package var inFlight: Int
+    /// Bytes in the send buffer, sent or not.
+    package var sendQueue: Int
+    /// Size that the send buffer may grow to now.
+    package var sendBuffer: Int
+    /// Size that the receive buffer may grow to now.
+    package var receiveBuffer: Int
+    /// Payload bytes per segment.
+    package var segmentSize: Int
+}
+
 /// One packet ready to be sealed.
 package struct OutgoingPacket: Hashable, Sendable {
     package var length: Int

@@ -2,6 +2,13 @@
 
 // What the owner of a connection does with it: RFC 9293 §3.9.1, without blocking.
 extension Connection {
+    var statistics: ConnectionStatistics {
+        ConnectionStatistics(
+            roundTrip: Interval(nanoseconds: trip.smoothed), congestionWindow: cubic.window,
+            sendWindow: sendWindow, inFlight: pipe, sendQueue: send.count, sendBuffer: sendTarget,
+            receiveBuffer: receiveTarget, segmentSize: segmentSize)
+    }
+
     /// Whether bytes may still be written.
     var isWritable: Bool {
         !finQueued && (state == .established || state == .closeWait || !state.isSynchronized)
