@@ -82,6 +82,20 @@ public enum Program {
         return await run(line, environment, hooks, console)
     }
 
+    /// The process's variables. For the composition root; nothing else reads them.
+    public static func environment() -> [String: String] {
+        var environment: [String: String] = [:]
+        var next = environ
+        while let entry = next.pointee {
+            let text = String(cString: entry)
+            if let equals = text.firstIndex(of: "=") {
+                environment[String(text[..<equals])] = String(text[text.index(after: equals)...])
+            }
+            next += 1
+        }
+        return environment
+    }
+
     private static func run(
         _ line: ParsedCommandLine, _ environment: [String: String], _ hooks: Hooks, _ console: Console
     ) async -> Int32 {
