@@ -132,11 +132,7 @@ final class WireGuardGoLab: Sendable {
                 let thread = try DedicatedThread(name: "test-netns") {
                     continuation.resume(
                         with: Result {
-                            let descriptor = open("/run/netns/\(namespace)", O_RDONLY | O_CLOEXEC)
-                            defer { _ = Glibc.close(descriptor) }
-                            guard try enterNetwork(descriptor) == 0 else {
-                                throw SystemError(call: "setns", code: errno)
-                            }
+                            try NetworkNamespace.enter("/run/netns/\(namespace)")
                             return try body()
                         })
                 }
@@ -177,13 +173,6 @@ final class WireGuardGoLab: Sendable {
         let command: String
         let status: Int32
     }
-}
-
-/// `setns(2)` of the calling thread. Swift's Glibc module leaves it out.
-private func enterNetwork(_ descriptor: Int32) throws -> Int32 {
-    typealias Call = @convention(c) (Int32, Int32) -> Int32
-    guard let symbol = dlsym(nil, "setns") else { throw SystemError(call: "setns", code: ENOSYS) }
-    return unsafeBitCast(symbol, to: Call.self)(descriptor, 0x4000_0000)  // CLONE_NEWNET
 }
 
 /// Blocking TCP for the kernel's side of the tunnel; call within `WireGuardGoLab.on`.
