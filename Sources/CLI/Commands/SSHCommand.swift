@@ -69,13 +69,11 @@ enum SSHCommand {
         try await finder.waitUntilReady(agent, wait: values.bool("no-wait") ? "no" : values.string("wait"))
         let link = try await AgentLink.open(invocation, client, agent)
         let usage = Usage.report(client, workspace, agent, app: values.string("usage-app"))
-        let information = NetworkInformation.write(values, link)
-        defer {
-            usage.cancel()
-            information?.cancel()
-        }
+        defer { usage.cancel() }
         do {
             try await link.reach(agent.name, invocation.console)
+            let information = NetworkInformation.write(values, link)
+            defer { information?.cancel() }
             let status =
                 values.bool("stdio")
                 ? try await carry(link) : try await session(invocation, link, environment)
@@ -105,8 +103,13 @@ enum SSHCommand {
         let stream = try await link.node.dial(
             SocketAddress(link.address, port: 1), bridging: OwnedDescriptor(taking: input),
             writing: OwnedDescriptor(taking: output))
-        let signal = try await untilStopped { _ = await stream.ended() }
-        if signal != nil { stream.abort() }
+        let signal = try await untilStopped {
+            await withTaskCancellationHandler {
+                _ = await stream.ended()
+            } onCancel: {
+                stream.abort()
+            }
+        }
         return signal == nil ? 0 : 1
     }
 

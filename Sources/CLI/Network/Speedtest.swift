@@ -32,18 +32,27 @@ enum Speedtest {
     static func run(
         over socket: consuming OwnedDescriptor, _ direction: Direction, for duration: Duration
     ) async throws -> Result {
-        let number = socket.release()
-        return try await withCheckedThrowingContinuation { continuation in
-            do {
-                try DedicatedThread(name: "speedtest") {
-                    let socket = OwnedDescriptor(taking: number)
-                    continuation.resume(with: Swift.Result { try test(socket, direction, duration) })
-                }.detach()
-            } catch {
-                close(number)
-                continuation.resume(throwing: error)
+        // Lets a cancelled task end the thread's reads and writes; the copy cannot become another descriptor.
+        let control = try socket.duplicate()
+        let (number, controlNumber) = (socket.release(), control.number)
+        let result = try await withTaskCancellationHandler {
+            try await withCheckedThrowingContinuation { continuation in
+                do {
+                    try DedicatedThread(name: "speedtest") {
+                        let socket = OwnedDescriptor(taking: number)
+                        continuation.resume(with: Swift.Result { try test(socket, direction, duration) })
+                    }.detach()
+                } catch {
+                    close(number)
+                    continuation.resume(throwing: error)
+                }
             }
+        } onCancel: {
+            shutdown(controlNumber, Int32(SHUT_RDWR))
         }
+        control.close()
+        try Task.checkCancellation()
+        return result
     }
 
     private static func test(
