@@ -129,6 +129,7 @@ actor AgentRuntime {
         let listeners = MeshListeners(node: tailnet.node, ssh: ssh, http: http, logger: logger)
         newJobs.yield { await tailnet.run() }
         newJobs.yield { await listeners.run() }
+        newJobs.yield { await IdleMemory(node: tailnet.node).run() }
         newJobs.yield { [self] in
             for await own in tailnet.node.ownNodeUpdates() {
                 logger.debug(

@@ -77,8 +77,11 @@ public final class RPCConnection: Sendable {
     /// Measures the round trip to the peer's yamux end: liveness. Combine it with a time limit of your own.
     public func ping() async throws(RPCError) -> Duration {
         let sent = ContinuousClock.now
-        let value: UInt32? = change { $0.closedBecause == nil ? $0.session.ping() : nil }
-        if let value { await wait(.pong(value)) { $0.takePong(value) } }
+        let value: UInt32? = change { $0.sendPing() }
+        if let value {
+            await wait(.pong(value)) { $0.hasAnswered(value) }
+            change { $0.forgetPing(value) }
+        }
         if Task.isCancelled { throw .cancelled }
         if let error = change({ $0.closedBecause }) { throw error }
         return .now - sent

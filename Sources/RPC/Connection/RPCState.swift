@@ -30,7 +30,8 @@ struct RPCState: ~Copyable, Sendable {
     private var accepted: AsyncStream<YamuxStreamID>.Continuation
     private var awake: [CheckedContinuation<Void, Never>] = []
     private var nextToken: UInt64 = 0
-    private var pongs: Set<UInt32> = []
+    /// Pings that a task waits for; the session's own keep-alive is not among them.
+    private var unanswered: Set<UInt32> = []
     private var unfinishedBytes = 0
 
     init(
@@ -65,7 +66,16 @@ struct RPCState: ~Copyable, Sendable {
         return awake
     }
 
-    mutating func takePong(_ value: UInt32) -> Bool { closedBecause != nil || pongs.remove(value) != nil }
+    mutating func sendPing() -> UInt32? {
+        guard closedBecause == nil else { return nil }
+        let value = session.ping()
+        unanswered.insert(value)
+        return value
+    }
+
+    func hasAnswered(_ value: UInt32) -> Bool { closedBecause != nil || !unanswered.contains(value) }
+
+    mutating func forgetPing(_ value: UInt32) { unanswered.remove(value) }
 
     // MARK: - Session
 
@@ -121,7 +131,7 @@ struct RPCState: ~Copyable, Sendable {
         case .writable(let id): flush(id)
         case .reset(let id): endStream(id, .streamClosed)
         case .pong(let value):
-            if pongs.count < 64, waiters[.pong(value)] != nil { pongs.insert(value) }
+            unanswered.remove(value)
             wake(.pong(value))
         }
     }
