@@ -16,6 +16,8 @@ struct FlowTable {
     /// Index into `entries`, or `empty`. Size is a power of two, at most half full.
     private var table: [UInt32]
     private var entries: [Entry] = []
+    /// Index of the entry that was found last. Only a hint.
+    private var recent = 0
     private let key: KeyedHash
 
     init(key: KeyedHash) {
@@ -30,8 +32,15 @@ struct FlowTable {
     }
 
     /// The slot of this connection.
-    func find(_ local: SocketAddress, _ remote: SocketAddress) -> UInt32? {
-        position(local, remote, hash(local, remote)).map { entries[Int(table[$0])].slot }
+    @inline(__always)
+    mutating func find(_ local: SocketAddress, _ remote: SocketAddress) -> UInt32? {
+        // Bursts come from one connection: look where the last one was before hashing.
+        if recent < entries.count, entries[recent].remote == remote, entries[recent].local == local {
+            return entries[recent].slot
+        }
+        guard let at = position(local, remote, hash(local, remote)) else { return nil }
+        recent = Int(table[at])
+        return entries[recent].slot
     }
 
     private func position(_ local: SocketAddress, _ remote: SocketAddress, _ hash: UInt32) -> Int? {
