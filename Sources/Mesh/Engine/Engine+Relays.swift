@@ -52,6 +52,8 @@ extension Engine {
     /// A connection that is not home is closed after this without a packet.
     static let relayIdle = Interval.seconds(60)
     private static let pongLimit = Interval.seconds(3)
+    private static let measurePeriod = Interval.seconds(60)
+    private static let resolvePeriod = Interval.seconds(300)
     /// A relay connection with more unsent bytes makes us stop fetching packets, if all traffic is relayed:
     /// inside the process nothing needs to be dropped. With direct traffic beside it the relay's packets are
     /// dropped instead, lest the slow path stop the fast one.
@@ -276,10 +278,8 @@ extension Engine {
                 // Others come back with the next packet.
                 if link.region == homeRegion.current { dial(link) }
             case .open:
-                if now >= link.pongDeadline {
-                    closeRelay(index, retry: true)
-                } else if now >= link.client?.nextDeadline ?? .never {
-                    closeRelay(index, retry: true)
+                if now >= link.pongDeadline || now >= link.client?.nextDeadline ?? .never {
+                    failRelay(link, "silent")
                 } else if now >= link.lastWrite + Self.relayIdle {
                     if link.region == homeRegion.current {
                         link.lastWrite = now
@@ -315,15 +315,20 @@ extension Engine {
             closeRelay(index, retry: false)
             relays.remove(at: index)
         }
-        hub.notify(.resolveStunServers)
+        resolveAt = now
         measure()
     }
 
     /// Asks for the relays' latencies, now and then every minute.
     mutating func measure() {
         measureAt = .never
+        // A name that could not be looked up may be found later, or have moved.
+        if now >= resolveAt {
+            resolveAt = now + Self.resolvePeriod
+            hub.notify(.resolveStunServers)
+        }
         guard configuration.relayDialer != nil, !derpMap.relayRegionIDs.isEmpty else { return publish() }
-        measureAt = now + .seconds(60)
+        measureAt = now + Self.measurePeriod
         hub.notify(.measureLatencies)
     }
 

@@ -39,6 +39,7 @@ extension Engine {
         discovery.linkChanged(now: now)
         paths.linkChanged(now: now)
         checkRelays()
+        resolveAt = now
         if configuration.relayDialer != nil { measure() }
     }
 
@@ -54,6 +55,8 @@ extension Engine {
     }
 
     mutating func setStunServers(_ servers: [ResolvedServer]) {
+        // Nothing found though there should be: again with the next measurement.
+        if servers.isEmpty { resolveAt = now }
         let regions = Set(servers.map(\.region)).sorted()
         discovery.setServers(
             regions.map { region in

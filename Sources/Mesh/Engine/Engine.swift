@@ -47,7 +47,7 @@ struct Engine: ~Copyable {
     var latencies: [String: Double] = [:]
     var forcedWebSocket: [Int: String] = [:]
     var measureAt = Instant.never
-    var isMeasuring = false
+    var resolveAt = Instant(nanoseconds: 0)
     var lastDirectSend = Instant(nanoseconds: 0)
     var streams = StreamTable()
     var readyStreams: [Int] = []

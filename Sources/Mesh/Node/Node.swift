@@ -211,6 +211,10 @@ public final class Node: Sendable {
     /// Posts a command and waits for its answer; cancelling the task cancels the command.
     private func request(_ token: UInt64, _ command: (UInt64) -> Command) async -> Reply {
         let (queue, replies) = (queue, replies)
+        guard !Task.isCancelled else {
+            command(token).discard()
+            return .failed(.cancelled)
+        }
         return await withTaskCancellationHandler {
             await replies.reply(to: token) { queue.post(command(token)) }
         } onCancel: {

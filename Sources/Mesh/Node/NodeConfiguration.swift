@@ -24,9 +24,10 @@ public struct NodeConfiguration: Sendable {
         public var flowIdle = Interval.seconds(120)
         /// Accepted streams that nobody took yet, per listener. More are reset.
         public var acceptQueue = 128
-        /// Bytes that wait for one relay connection: a quarter of a second at 16 MB/s.
-        public var relayBacklogBytes = 4 << 20
-        /// A packet does not wait longer than this for a relay that takes nothing.
+        /// Bytes that wait for one relay connection; more are dropped. Above a quarter of a MiB no new packets are
+        /// fetched anyway while everything is relayed.
+        public var relayBacklogBytes = 1 << 20
+        /// Packets are no longer held back for a relay that took nothing for so long.
         public var relayBacklogTime = Interval.seconds(2)
         /// Events kept for each reader of `pathEvents`, the newest win.
         public var pathEvents = 1_024
