@@ -28,7 +28,7 @@ struct NodeInteropTests {
                 ip -n \(name) addr add 10.77.0.2/24 dev \(name)-b
                 ip -n \(name) link set \(name)-b up
                 ip -n \(name) link set lo up
-                ip netns exec \(name) sh -c 'socat TCP-LISTEN:7777,fork,reuseaddr EXEC:cat >/dev/null 2>&1 & echo $! >/tmp/\(name).socat'
+                ip netns exec \(name) sh -c 'socat TCP-LISTEN:7777,fork,reuseaddr EXEC:cat >/dev/null 2>&1 &'
                 """
             let (status, output) = Shell.run(setUp)
             try #require(status == 0, "\(output)")

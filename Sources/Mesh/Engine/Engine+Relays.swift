@@ -231,7 +231,7 @@ extension Engine {
     /// Whether packets should wait because a relay does not take them, and nothing goes directly.
     var isRelayFull: Bool {
         if now.since(lastDirectSend) < .seconds(1) { return false }
-        for link in relays where link.isOpen && !link.canWrite {
+        for link in relays where link.isOpen {
             if link.backlog > Self.highWater, now.since(link.lastProgress) < limits.relayBacklogTime {
                 return true
             }

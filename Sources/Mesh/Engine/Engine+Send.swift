@@ -22,8 +22,9 @@ extension Engine {
             hasMore = sendPackets() && readyStreams.isEmpty
             sendControl()
             flush()
+            writeRelays()
+            if isRelayFull { break }
         }
-        writeRelays()
         // Output that did not fit this turn: come back at once after looking at the sockets.
         if hasMore, readyStreams.isEmpty, !isRelayFull { queue.wakeUp.signal() }
     }
