@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Logging
 internal import RPC
 internal import Synchronization
 
@@ -7,6 +8,7 @@ internal import Synchronization
 final class AgentSessions: Sendable {
     private let store: Store
     private let events: Events
+    private let logger: Logger
     /// Number of the newest session of each agent: an older one that ends later says nothing about the agent.
     private let newest = Mutex<[Identifier: UInt64]>([:])
     private let counter = Atomic<UInt64>(0)
@@ -15,7 +17,8 @@ final class AgentSessions: Sendable {
     private static let pingSeconds = 15
     private static let pongSeconds = 30
 
-    init(store: Store, events: Events) {
+    init(store: Store, events: Events, logger: Logger) {
+        self.logger = logger
         self.store = store
         self.events = events
     }
@@ -26,29 +29,41 @@ final class AgentSessions: Sendable {
         newest.withLock { $0[agent.agentID] = number }
         let changes = events.subscribe(.agentsOf(agent.workspaceID))
         defer { changes.cancel() }
-        do {
-            try await seen(agent)
-            events.publish(.workspace(agent.workspaceID))
-            while true {
+        await seen(agent)
+        events.publish(.workspace(agent.workspaceID))
+        while !Task.isCancelled {
+            do {
                 _ = try await changes.next(timeoutSeconds: Self.pingSeconds)
-                guard newest.withLock({ $0[agent.agentID] }) == number else { break }
-                guard try await store.agent(token: token) != nil else { break }
-                guard await Self.answers(connection) else { break }
-                try await seen(agent)
+            } catch {
+                break  // cancelled: the connection has ended
             }
-        } catch {
-            // Cancelled because the connection ended, or the database is away: either way the agent dials again.
-            connection.close()
+            guard newest.withLock({ $0[agent.agentID] }) == number, await isValid(token) else { break }
+            guard await Self.answers(connection) else { break }
+            await seen(agent)
         }
         await gone(agent, number)
     }
 
-    private func seen(_ agent: AgentIdentity) async throws {
-        try await store.database.query(
-            """
-            UPDATE workspace_agents SET first_connected_at = coalesce(first_connected_at, $2), last_connected_at = $2,
-                updated_at = $2 WHERE id = $1
-            """, [SQLValue(agent.agentID), SQLValue(Timestamp.now())])
+    /// Whether the agent still belongs to the latest build. An unreachable database disconnects nobody.
+    private func isValid(_ token: Identifier) async -> Bool {
+        do {
+            return try await store.agent(token: token) != nil
+        } catch {
+            return true
+        }
+    }
+
+    private func seen(_ agent: AgentIdentity) async {
+        do {
+            try await store.database.query(
+                """
+                UPDATE workspace_agents SET first_connected_at = coalesce(first_connected_at, $2),
+                    last_connected_at = $2, updated_at = $2 WHERE id = $1
+                """, [SQLValue(agent.agentID), SQLValue(Timestamp.now())])
+        } catch {
+            logger.warning(
+                "agent's presence not recorded", metadata: ["agent": "\(agent.agentID)", "error": "\(error)"])
+        }
     }
 
     private func gone(_ agent: AgentIdentity, _ number: UInt64) async {

@@ -16,7 +16,7 @@ final class Events: Sendable {
 
     private struct State {
         var next: UInt64 = 0
-        var subscribers: [Topic: [UInt64: AsyncStream<Void>.Continuation]] = [:]
+        var subscribers: [Topic: [UInt64: Subscription]] = [:]
     }
 
     private let state = Mutex(State())
@@ -24,51 +24,75 @@ final class Events: Sendable {
     /// Tells everybody who waits for that topic.
     func publish(_ topic: Topic) {
         let waiting = state.withLock { $0.subscribers[topic].map { Array($0.values) } ?? [] }
-        for continuation in waiting { continuation.yield() }
+        for subscription in waiting { subscription.notify() }
     }
 
     /// Hears of changes from now on, until cancelled.
     func subscribe(_ topic: Topic) -> Subscription {
-        // One pending change says as much as many.
-        let (stream, continuation) = AsyncStream.makeStream(
-            of: Void.self, bufferingPolicy: .bufferingNewest(1))
-        let id = state.withLock { state in
+        state.withLock { state in
             state.next += 1
-            state.subscribers[topic, default: [:]][state.next] = continuation
-            return state.next
-        }
-        return Subscription(stream: stream) { [self] in
-            state.withLock { state in
-                state.subscribers[topic]?[id] = nil
-                if state.subscribers[topic]?.isEmpty == true { state.subscribers[topic] = nil }
-            }
-            continuation.finish()
+            let id = state.next
+            let subscription = Subscription { [self] in forget(topic, id) }
+            state.subscribers[topic, default: [:]][id] = subscription
+            return subscription
         }
     }
 
-    /// One listener.
-    struct Subscription: Sendable {
-        let stream: AsyncStream<Void>
+    private func forget(_ topic: Topic, _ id: UInt64) {
+        state.withLock { state in
+            state.subscribers[topic]?[id] = nil
+            if state.subscribers[topic]?.isEmpty == true { state.subscribers[topic] = nil }
+        }
+    }
+
+    /// One listener: remembers that something has changed until it is asked. One task asks.
+    final class Subscription: Sendable {
+        private struct Pending {
+            var hasChanged = false
+            var waiter: CheckedContinuation<Bool, Never>?
+        }
+
+        private let pending = Mutex(Pending())
+        /// Ends the subscription.
         let cancel: @Sendable () -> Void
+
+        fileprivate init(cancel: @escaping @Sendable () -> Void) { self.cancel = cancel }
 
         /// True after a change, false when the time is over first. Throws when the task is cancelled.
         func next(timeoutSeconds: Int) async throws -> Bool {
-            let stream = stream
-            let changed = await withTaskGroup(of: Bool.self) { group in
-                group.addTask {
-                    var iterator = stream.makeAsyncIterator()
-                    return await iterator.next() != nil
+            let timer = Task {
+                try await Task.sleep(for: .seconds(timeoutSeconds))
+                self.wake(changed: false)
+            }
+            defer { timer.cancel() }
+            let changed = await withTaskCancellationHandler {
+                await withCheckedContinuation { continuation in
+                    let answer: Bool? = pending.withLock { pending in
+                        if pending.hasChanged || Task.isCancelled {
+                            defer { pending.hasChanged = false }
+                            return pending.hasChanged
+                        }
+                        pending.waiter = continuation
+                        return nil
+                    }
+                    if let answer { continuation.resume(returning: answer) }
                 }
-                group.addTask {
-                    // Cancelled when a change came first.
-                    try? await Task.sleep(for: .seconds(timeoutSeconds))
-                    return false
-                }
-                defer { group.cancelAll() }
-                return await group.next() ?? false
+            } onCancel: {
+                wake(changed: false)
             }
             try Task.checkCancellation()
             return changed
+        }
+
+        fileprivate func notify() { wake(changed: true) }
+
+        private func wake(changed: Bool) {
+            let waiter = pending.withLock { pending in
+                defer { pending.waiter = nil }
+                if pending.waiter == nil, changed { pending.hasChanged = true }
+                return pending.waiter
+            }
+            waiter?.resume(returning: changed)
         }
     }
 }

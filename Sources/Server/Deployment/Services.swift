@@ -24,7 +24,7 @@ final class Services: Sendable {
         self.deploymentID = deploymentID
         self.store = store
         self.mesh = mesh
-        agentSessions = AgentSessions(store: store, events: events)
+        agentSessions = AgentSessions(store: store, events: events, logger: logger)
         self.logger = logger
         loginLimiter = RateLimiter(limit: options.disableRateLimits ? 0 : 60)
     }

@@ -2,6 +2,7 @@
 
 internal import Coordinator
 internal import DERPRelay
+internal import Dispatch
 internal import FoundationEssentials
 internal import LinuxIO
 internal import Mesh
@@ -58,8 +59,15 @@ final class MeshServices: Sendable {
     func stop() async {
         await sessions.closeAll()
         await coordinator.close()
-        relay?.drain()
-        stun?.close()
+        let (relay, stun) = (relay, stun)
+        // Both wait for their threads.
+        await withCheckedContinuation { continuation in
+            DispatchQueue.global().async {
+                relay?.drain()
+                stun?.close()
+                continuation.resume()
+            }
+        }
     }
 }
 
