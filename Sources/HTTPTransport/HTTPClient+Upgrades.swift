@@ -216,7 +216,7 @@ private enum RawUpgrade {
                     .protocolViolation, origin: origin, detail: "a response head of more than 64 KiB")
             }
             // Part of a head stays readable, so poll would not wait: give the rest a moment.
-            if count == seen { usleep(1_000) }
+            if count == seen { poll(nil, 0, 1) }
             seen = count
         }
     }

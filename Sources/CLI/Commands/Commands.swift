@@ -94,7 +94,7 @@ extension Invocation {
     /// Prints rows as the table or as JSON. An empty table says so on standard error.
     func show(_ json: JSON, names: [String], rows: [[String]], empty: String) {
         if values.string("output") == "json" {
-            console.print(json.pretty)
+            console.say(json.pretty)
         } else if rows.isEmpty {
             console.note(empty)
         } else {

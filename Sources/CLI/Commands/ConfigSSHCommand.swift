@@ -72,16 +72,16 @@ package enum ConfigSSHCommand {
             return 0
         }
         guard changed != found else {
-            invocation.console.print("No changes to make.")
+            invocation.console.say("No changes to make.")
             return 0
         }
         if !values.bool("yes"), invocation.console.isInputTerminal {
-            invocation.console.print("The following will be written to \(path):\n\n\(section)\n")
+            invocation.console.say("The following will be written to \(path):\n\n\(section)\n")
             guard try invocation.prompt.confirm("Continue?", default: true) else { return 0 }
         }
         if let slash = path.lastIndex(of: "/") { try makeDirectories(String(path[..<slash]), mode: 0o700) }
         try TextFile.replace(path, with: changed, mode: 0o600)
-        invocation.console.print("Updated \"\(path)\"")
+        invocation.console.say("Updated \"\(path)\"")
         return 0
     }
 

@@ -46,7 +46,7 @@ enum LoginCommand {
         let user = try await session.get("users/me")
         try invocation.config.write(.session, token)
         try invocation.config.write(.url, url.path == "/" ? url.origin : "\(url.origin)\(url.path)")
-        invocation.console.print("Welcome to Coder, \(user["username"].text)! You're authenticated.")
+        invocation.console.say("Welcome to Coder, \(user["username"].text)! You're authenticated.")
         return 0
     }
 
@@ -86,7 +86,7 @@ enum LoginCommand {
                     "this deployment has no user yet: run this on a terminal, or give --first-user-username,"
                         + " --first-user-email and --first-user-password")
             }
-            invocation.console.print("Your Coder deployment hasn't been set up!")
+            invocation.console.say("Your Coder deployment hasn't been set up!")
             guard try prompt.confirm("Would you like to create the first user?", default: true) else {
                 throw SilentFailure()
             }
@@ -152,7 +152,7 @@ enum LoginCommand {
             return try await authorised.post("users/me/keys")["key"].text
         }
         let page = client.base.appending("/cli-auth")
-        invocation.console.print("Open the following in your browser:\n\n\t\(page)\n")
+        invocation.console.say("Open the following in your browser:\n\n\t\(page)\n")
         if invocation.console.isOutputTerminal, !invocation.values.bool("no-open") {
             openBrowser("\(page)", invocation.environment)
         }
@@ -201,7 +201,7 @@ enum LogoutCommand {
         guard problems.isEmpty else {
             throw CommandError("Failed to log out. " + problems.joined(separator: "; "))
         }
-        invocation.console.print("You are no longer logged in. You can log in using 'coder login <url>'.")
+        invocation.console.say("You are no longer logged in. You can log in using 'coder login <url>'.")
         return 0
     }
 }

@@ -30,7 +30,7 @@ enum NetcheckCommand {
             return reports
         }
         let json = report(map, connection["derp_map"], reports, await stun, connector)
-        invocation.console.print(json.pretty)
+        invocation.console.say(json.pretty)
         return 0
     }
 

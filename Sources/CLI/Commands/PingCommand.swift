@@ -80,9 +80,9 @@ enum PingCommand {
             } catch NodeError.cancelled where Task.isCancelled {
                 throw CancellationError()
             } catch NodeError.timedOut {
-                invocation.console.print("ping to \"\(name)\" timed out ")
+                invocation.console.say("ping to \"\(name)\" timed out ")
             } catch {
-                invocation.console.print("ping to \"\(name)\" failed \(error)")
+                invocation.console.say("ping to \"\(name)\" failed \(error)")
             }
         }
     }
@@ -122,9 +122,9 @@ enum PingCommand {
         }
         if becameDirect {
             let elapsed = Duration.milliseconds(Int64((Clock.monotonicNanoseconds() - began) / 1_000_000))
-            invocation.console.print("p2p connection established in \(format(elapsed))")
+            invocation.console.say("p2p connection established in \(format(elapsed))")
         }
-        invocation.console.print(
+        invocation.console.say(
             "\(prefix)pong from \(name) \(link.describe(result.path)) in \(milliseconds(result.latency.inSeconds))"
         )
     }
@@ -184,7 +184,7 @@ enum PingCommand {
             name, "\(numbers.sent)", "\(all.count)", milliseconds(all.min() ?? 0), milliseconds(mean),
             milliseconds(all.max() ?? 0), "\(fixed(variance * 1e6, 3))ms²",
         ]
-        invocation.console.print("---")
+        invocation.console.say("---")
         invocation.console.out(Table.text(names: names, columns: names, rows: [row]))
     }
 }
@@ -270,7 +270,7 @@ enum SpeedtestCommand {
             let all = JSON.record([
                 "overall": json(result.total), "intervals": .array(result.intervals.map(json)),
             ])
-            return invocation.console.print(all.pretty)
+            return invocation.console.say(all.pretty)
         }
         let row = { (interval: Speedtest.Interval) in
             [

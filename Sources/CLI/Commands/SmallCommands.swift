@@ -22,7 +22,7 @@ enum WhoamiCommand {
         let url = client.base.path == "/" ? client.base.origin : "\(client.base)"
         switch invocation.values.string("output") {
         case "text":
-            invocation.console.print(
+            invocation.console.say(
                 "Coder is running at \(url), You're authenticated as \(user["username"].text) !")
         case "json":
             let json = JSON.array([
@@ -32,7 +32,7 @@ enum WhoamiCommand {
                     "roles": .record(["*": .array(roles.map { .string($0) })]),
                 ])
             ])
-            invocation.console.print(json.pretty)
+            invocation.console.say(json.pretty)
         default:
             let row = [
                 url, user["username"].text, user["id"].text, "[\(organizations.joined(separator: ", "))]",
@@ -60,11 +60,11 @@ enum VersionCommand {
                 "external_url": .string(""), "slim": .bool(isSlim), "agpl": .bool(false),
                 "boring_crypto": .bool(false),
             ])
-            invocation.console.print(json.pretty)
+            invocation.console.say(json.pretty)
         } else {
             // Editors split this line at its spaces and take the second word.
-            invocation.console.print("Coder \(invocation.hooks.version)")
-            invocation.console.print(
+            invocation.console.say("Coder \(invocation.hooks.version)")
+            invocation.console.say(
                 isSlim
                     ? "Slim build: client and agent, without the server."
                     : "Full build: server, client and agent.")
@@ -131,7 +131,7 @@ enum TokensCommand {
             let list = invocation.values.list(flag)
             if !list.isEmpty { body.append(.init(key: key, value: .array(list.map { .string($0) }))) }
         }
-        invocation.console.print(
+        invocation.console.say(
             try await client.post("users/\(user)/keys/tokens", .object(body))["key"].text)
         return 0
     }
@@ -162,7 +162,7 @@ enum TokensCommand {
             id = token["id"].text
         }
         _ = try await client.delete("users/me/keys/\(HTTPURL.encode(id))")
-        invocation.console.print("Token has been deleted.")
+        invocation.console.say("Token has been deleted.")
         return 0
     }
 }

@@ -168,7 +168,7 @@ enum DeleteCommand {
             "workspaces/\(workspace.id)/builds",
             .record(["transition": .string("delete"), "orphan": .bool(invocation.values.bool("orphan"))]))
         try await BuildWaiter(client: client, console: invocation.console).wait(for: build)
-        invocation.console.print(
+        invocation.console.say(
             "The \(workspace.fullName) workspace has been deleted at \(Timestamp.now.stamp)!")
         return 0
     }
@@ -201,7 +201,7 @@ enum CreateCommand {
         options: options,
         run: { invocation in
             let workspace = try await create(invocation, isExternal: false)
-            invocation.console.print(
+            invocation.console.say(
                 "The \(workspace.name) workspace has been created at \(Timestamp.now.stamp)!")
             return 0
         })
@@ -325,7 +325,7 @@ enum ExternalWorkspacesCommand {
                 "auth_type": .string("token"), "auth_token": .string(token),
                 "init_script": credentials["command"],
             ])
-            invocation.console.print(json.pretty)
+            invocation.console.say(json.pretty)
         } else {
             invocation.console.out(lines(client.base, token))
         }

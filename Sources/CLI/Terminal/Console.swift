@@ -39,7 +39,7 @@ public struct Console: Sendable {
     }
 
     /// A line of results.
-    func print(_ line: String) { out(line + "\n") }
+    func say(_ line: String) { out(line + "\n") }
 
     /// A line of notice.
     func note(_ line: String) { error(line + "\n") }
