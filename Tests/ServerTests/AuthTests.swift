@@ -83,7 +83,10 @@ import Testing
         let key = try await server.call("POST", "users/me/keys").text("key")
         let id = key.prefix(10)
         try await server.hosted.execute(
-            "UPDATE api_keys SET expires_at = now() + interval '2 h', last_used = now() - interval '2 h' WHERE id = '\(id)'"
+            """
+            UPDATE api_keys SET expires_at = now() + interval '2 h', last_used = now() - interval '2 h'
+            WHERE id = '\(id)'
+            """
         )
         #expect(try await server.call("GET", "users/me", token: key).status == 200)
         let read = try await server.call("GET", "users/me/keys/\(id)")

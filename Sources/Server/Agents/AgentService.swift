@@ -150,7 +150,10 @@ struct AgentService {
         response.reportInterval = Google_Protobuf_Duration(seconds: services.options.agentStatsSeconds)
         if request.hasStats, request.stats.connectionCount > 0 {
             try await services.store.database.query(
-                "UPDATE workspaces SET last_used_at = $2 WHERE id = $1 AND last_used_at < $2::timestamptz - interval '1 min'",
+                """
+                UPDATE workspaces SET last_used_at = $2
+                WHERE id = $1 AND last_used_at < $2::timestamptz - interval '1 min'
+                """,
                 [SQLValue(agent.workspaceID), SQLValue(Timestamp.now())])
         }
         return response

@@ -211,8 +211,8 @@ struct WorkspaceRoutes {
             throw APIError(404, "External agent '\(call.parameter("agent"))' not found in workspace.")
         }
         let token = agent.identifier("auth_token").text
-        let url =
-            "\(services.accessURL.text)/api/v2/init-script/\(agent.text("operating_system"))/\(agent.text("architecture"))"
+        let (system, processor) = (agent.text("operating_system"), agent.text("architecture"))
+        let url = "\(services.accessURL.text)/api/v2/init-script/\(system)/\(processor)"
         return .json([
             "command": JSON("curl -fsSL \"\(url)\" | CODER_AGENT_TOKEN=\"\(token)\" sh"),
             "agent_token": JSON(token),
