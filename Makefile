@@ -6,7 +6,7 @@ BIN := .build/release
 SOURCES := Package.swift Sources Tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test build slim unit interop lint fmt bench fuzz gen toolchain packages test-packages clean
+.PHONY: help run test build unit interop lint fmt bench fuzz toolchain packages test-packages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18

@@ -105,14 +105,19 @@ if !pureOnly {
             ]),
         .testTarget(
             name: "TailnetTests",
-            dependencies: ["Tailnet", "Mesh", "RPC", "HTTPTransport", "Coordinator", "DERPRelay", "LinuxIO", log],
-            swiftSettings: base),
-        .testTarget(name: "AgentTests", dependencies: ["Agent", "RPC", "SSH", "LinuxIO"], swiftSettings: base),
-        .testTarget(
-            name: "ServerTests", dependencies: ["Server", "HTTPTransport", "RPC", "Mesh", "LinuxIO", protobuf],
+            dependencies: [
+                "Tailnet", "Mesh", "RPC", "HTTPTransport", "Coordinator", "DERPRelay", "LinuxIO", log,
+            ],
             swiftSettings: base),
         .testTarget(
-            name: "HTTPTransportTests", dependencies: nio + ["HTTPTransport", "LinuxIO", crypto], swiftSettings: base),
+            name: "AgentTests", dependencies: ["Agent", "RPC", "SSH", "LinuxIO"], swiftSettings: base),
+        .testTarget(
+            name: "ServerTests",
+            dependencies: ["Server", "HTTPTransport", "RPC", "Mesh", "LinuxIO", protobuf],
+            swiftSettings: base),
+        .testTarget(
+            name: "HTTPTransportTests", dependencies: nio + ["HTTPTransport", "LinuxIO", crypto],
+            swiftSettings: base),
         .testTarget(
             name: "CLITests", dependencies: ["CLI", "HTTPTransport", "Mesh", "LinuxIO"], exclude: ["Golden"],
             swiftSettings: base),
