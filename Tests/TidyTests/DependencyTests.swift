@@ -26,7 +26,8 @@ import Testing
     /// Parts without I/O, clock or randomness of their own.
     static let pureFolders = [
         "Sources/Mesh/Addresses", "Sources/Mesh/Keys", "Sources/Mesh/WireGuard", "Sources/Mesh/Netstack",
-        "Sources/Mesh/Disco", "Sources/Mesh/STUN", "Sources/Mesh/DERP", "Sources/Mesh/Paths", "Sources/SSH",
+        "Sources/Mesh/UAPI", "Sources/Mesh/Disco", "Sources/Mesh/STUN", "Sources/Mesh/DERP",
+        "Sources/Mesh/Paths", "Sources/SSH",
         "Sources/RPC", "Sources/Coordinator",
     ]
     static let impure = ["LinuxIO", "CLinux", "Glibc", "Musl", "Dispatch", "Foundation", "NIO", "Logging"]

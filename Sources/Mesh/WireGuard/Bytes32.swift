@@ -111,6 +111,8 @@ extension WireGuard {
     package struct PresharedKey: Sendable {
         let value: Bytes32
 
+        init(value: Bytes32) { self.value = value }
+
         /// Takes exactly 32 bytes.
         package init(bytes: some Collection<UInt8>) throws(KeyError) { value = try Bytes32(bytes: bytes) }
     }

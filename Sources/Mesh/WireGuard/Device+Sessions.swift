@@ -187,7 +187,7 @@ extension WireGuard.Device {
     /// Asks for an initiation to be sent, unless one of our handshake messages went out too recently.
     mutating func requestInitiation(_ peer: UnsafeOwned<Peer>, isRetry: Bool, now: Instant) {
         if !isRetry { peer.value.attempts = 0 }
-        guard !peer.value.wantsInitiation else { return }
+        guard !peer.value.wantsInitiation, hasPrivateKey else { return }
         if let last = peer.value.lastSentHandshake, now.since(last) < limits.rekeyTimeout {
             // We answered the peer a moment ago and wait for its confirmation; if that got lost, try
             // ourselves.

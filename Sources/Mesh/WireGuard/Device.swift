@@ -5,7 +5,7 @@ internal import DequeModule
 
 extension WireGuard {
     /// Where secrets and indices come from.
-    package enum Randomness: Sendable {
+    package enum Randomness: RandomNumberGenerator, Sendable {
         /// The system's generator: for everything but tests.
         case system
         /// A reproducible one: for tests and simulators.
@@ -13,7 +13,7 @@ extension WireGuard {
         /// These numbers, one by one: for test vectors.
         case scripted([UInt64])
 
-        mutating func next() -> UInt64 {
+        package mutating func next() -> UInt64 {
             switch self {
             case .system:
                 var generator = SystemRandomNumberGenerator()
@@ -46,6 +46,8 @@ extension WireGuard {
     package struct Device: ~Copyable {
         /// Our long-term key and what follows from it.
         package internal(set) var identity: Identity
+        /// Whether that key was given to us. If not, a random one stands in its place, and nothing is begun.
+        var hasPrivateKey: Bool
         /// Times and bounds.
         package let limits: Limits
         /// Longest inner packet; packets are not padded beyond it.
@@ -79,14 +81,17 @@ extension WireGuard {
         /// Timestamp of our last initiation: the next one is greater even if the wall clock stands still.
         var lastTimestamp = Timestamp.none
 
-        /// A device without peers. `backEnd` is for tests and measurements.
+        /// A device without peers. `backEnd` is for tests and measurements. Without a key it does nothing until
+        /// it gets one.
         package init(
-            privateKey: PrivateKey, mtu: Int = 1280, limits: Limits = Limits(),
+            privateKey: PrivateKey?, mtu: Int = 1280, limits: Limits = Limits(),
             randomness: Randomness = .system,
             backEnd: PacketCipher.BackEnd = PacketCipher.preferred
         ) {
             precondition(mtu >= 0 && mtu <= 65_535 - overhead, "an MTU that fits into UDP")
-            identity = Identity(privateKey)
+            var randomness = randomness
+            identity = Identity(privateKey ?? PrivateKey(using: &randomness))
+            hasPrivateKey = privateKey != nil
             self.limits = limits
             self.mtu = mtu
             self.randomness = randomness
@@ -172,7 +177,7 @@ extension WireGuard {
             for prefix in prefixes { give(prefix, to: peer) }
         }
 
-        private mutating func give(_ prefix: IPPrefix, to peer: UnsafeOwned<Peer>) {
+        mutating func give(_ prefix: IPPrefix, to peer: UnsafeOwned<Peer>) {
             let slot = peer.value.index.slot
             if let before = allowedIPs.insert(prefix, owner: slot) {
                 guard before != slot else { return }
@@ -183,14 +188,10 @@ extension WireGuard {
 
         /// Changes the interval; turning it on sends a keepalive at once. 0 turns it off.
         package mutating func setPersistentKeepalive(_ seconds: UInt16, of index: PeerIndex, now: Instant) {
-            guard let peer = find(index), peer.value.keepaliveInterval != seconds else { return }
-            let wasOff = peer.value.keepaliveInterval == 0
-            peer.value.keepaliveInterval = seconds
-            peer.value.timers.persistentKeepalive = .never
-            if seconds > 0 {
-                armPersistentKeepalive(peer, now: now)
-                if wasOff { sendKeepalive(peer, now: now) }
-            }
+            let isTurnedOn = setKeepaliveInterval(seconds, of: index)
+            guard let peer = find(index), seconds > 0 else { return }
+            armPersistentKeepalive(peer, now: now)
+            if isTurnedOn { sendKeepalive(peer, now: now) }
         }
 
         /// Changes the preshared key for all later handshakes.
@@ -198,13 +199,17 @@ extension WireGuard {
             find(index)?.value.presharedKey = key?.value ?? Bytes32()
         }
 
-        /// Replaces our long-term key. Sessions still receive, but no longer send: the next packet starts a
-        /// handshake with the new key. A peer with that very key is removed and returned.
+        /// Replaces our long-term key, or takes it away. Sessions still receive, but no longer send: the next
+        /// packet starts a handshake with the new key. A peer with that very key is removed and returned. The
+        /// same key again changes nothing.
         @discardableResult
-        package mutating func setPrivateKey(_ key: PrivateKey) -> PeerIndex? {
-            identity = Identity(key)
+        package mutating func setPrivateKey(_ key: PrivateKey?) -> PeerIndex? {
+            let new = Identity(key ?? PrivateKey(using: &randomness))
+            guard new.publicKey != identity.publicKey || hasPrivateKey != (key != nil) else { return nil }
+            identity = new
+            hasPrivateKey = key != nil
             var removed: PeerIndex?
-            if let slot = slots[key.nodePublicKey], let peer = peers[Int(slot)] {
+            if let slot = slots[new.publicKey.nodePublicKey], let peer = peers[Int(slot)] {
                 removed = peer.value.index
                 removePeer(peer.value.index)
             }
@@ -213,7 +218,11 @@ extension WireGuard {
                 peer.value.response = nil
                 peer.value.lastSentHandshake = nil
                 closeInitiation(of: peer)
+                peer.value.timers.retransmit = .never
+                peer.value.attempts = 0
+                peer.value.wantsInitiation = false
                 peer.value.current?.value.counter = limits.rejectAfterMessages
+                peer.value.next?.value.counter = limits.rejectAfterMessages
             }
             return removed
         }
