@@ -74,6 +74,9 @@ struct Invocation: Sendable {
             isVerbose: values.bool("verbose"))
     }
 
+    /// HTTP without a deployment: for relays that a file names.
+    var http: HTTPClient { clients.http(configuration) }
+
     /// Headers, proxies and certificates for all HTTP of this process.
     private var configuration: HTTPClient.Configuration {
         var configuration = HTTPClient.Configuration()
