@@ -22,7 +22,11 @@ let pure =
 let crypto: Target.Dependency = .product(name: "Crypto", package: "swift-crypto")
 let protobuf: Target.Dependency = .product(name: "SwiftProtobuf", package: "swift-protobuf")
 let log: Target.Dependency = .product(name: "Logging", package: "swift-log")
-let collections: Target.Dependency = .product(name: "Collections", package: "swift-collections")
+// Not the umbrella product: it would bring ropes and trees into the small executable.
+let collections: [Target.Dependency] = [
+    .product(name: "DequeModule", package: "swift-collections"),
+    .product(name: "HeapModule", package: "swift-collections"),
+]
 let nio: [Target.Dependency] = [
     .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOPosix", package: "swift-nio"),
     .product(name: "NIOHTTP1", package: "swift-nio"), .product(name: "NIOWebSocket", package: "swift-nio"),
@@ -41,12 +45,12 @@ var targets: [Target] = [
     .target(name: "CLinux"),
     .target(name: "LinuxIO", dependencies: ["CLinux"], exclude: ["README.md"], swiftSettings: base),
     .target(
-        name: "Mesh", dependencies: ["CSodium", "LinuxIO", crypto, collections], exclude: ["README.md"],
+        name: "Mesh", dependencies: ["CSodium", "LinuxIO", crypto] + collections, exclude: ["README.md"],
         swiftSettings: pure),
     // Not `pure`: the generated messages are not marked for strict memory safety.
     .target(name: "RPC", dependencies: [protobuf], exclude: ["README.md", "Protocols"], swiftSettings: base),
     .target(
-        name: "SSH", dependencies: ["CSodium", crypto, collections], exclude: ["README.md"],
+        name: "SSH", dependencies: ["CSodium", crypto], exclude: ["README.md"],
         swiftSettings: pure),
     .target(name: "Coordinator", dependencies: ["RPC", "Mesh"], exclude: ["README.md"], swiftSettings: pure),
     .target(

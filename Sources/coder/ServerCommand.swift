@@ -48,7 +48,7 @@ enum ServerCommand {
             "derp-server-stun-addresses", env: "CODER_DERP_SERVER_STUN_ADDRESSES", .stringArray, group: relay,
             help: "Other STUN servers, host:port; the word disable turns all of them off."),
         CommandOption(
-            "stun-address", env: "CODER_STUN_ADDRESS", default: "0.0.0.0:3478", group: relay,
+            "stun-address", env: "CODER_STUN_ADDRESS", default: ":3478", group: relay,
             help: "Address of the server's own STUN responder; empty for none."),
         CommandOption(
             "derp-force-websockets", env: "CODER_DERP_FORCE_WEBSOCKETS", .bool, group: relay,

@@ -19,7 +19,8 @@ public struct UserAccount: Hashable, Sendable {
         self.shell = shell
     }
 
-    /// The account of `user`. What the file does not tell comes from the environment, then from convention.
+    /// The account of `user`. `$HOME` counts before the file, as with the original: images that run under another
+    /// user than they were made for set it. What neither tells comes from convention.
     public static func current(
         user: uid_t = getuid(), environment: [String: String], passwd: String = "/etc/passwd"
     ) -> UserAccount {
@@ -29,9 +30,10 @@ public struct UserAccount: Hashable, Sendable {
             if let value = environment[variable], !value.isEmpty { return value }
             return fallback
         }
+        let ownHome = environment["HOME"].flatMap { $0.hasPrefix("/") ? $0 : nil }
         return UserAccount(
             name: choose(found?.account.name, "USER", "coder"),
-            home: choose(found?.account.home, "HOME", "/"),
+            home: ownHome ?? choose(found?.account.home, "HOME", "/"),
             shell: choose(found?.account.shell, "SHELL", "/bin/sh"))
     }
 
