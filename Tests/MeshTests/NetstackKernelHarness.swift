@@ -59,6 +59,12 @@ struct KernelCase: Sendable, CustomStringConvertible {
     /// The side does not read for this long.
     var stackSleeps = Interval.zero
     var kernelSleeps = Interval.zero
+    /// SO_RCVBUF of the kernel's socket; nil lets it grow by itself.
+    var kernelReceiveBuffer: Int32?
+    /// Bytes that the kernel's reader takes per turn.
+    var kernelAppetite = Int.max
+    /// Largest receive buffer of the stack.
+    var stackReceiveBuffer: Int?
     var reset = Reset.none
     var seed: UInt64 = 1
 
@@ -114,7 +120,10 @@ struct KernelHarness: ~Copyable {
     init(_ scenario: KernelCase) throws {
         device = try Self.makeDevice(mtu: scenario.mtu)
         self.scenario = scenario
-        stack = Stack(addresses: [Self.stack4, Self.stack6], mtu: scenario.mtu, seed: scenario.seed)
+        var limits = StackLimits()
+        if let size = scenario.stackReceiveBuffer { limits.receiveBuffer = size }
+        stack = Stack(
+            addresses: [Self.stack4, Self.stack6], mtu: scenario.mtu, limits: limits, seed: scenario.seed)
         generator = SeededGenerator(seed: scenario.seed)
         stackSide = Progress(total: scenario.bytesFromStack)
         kernelSide = Progress(total: scenario.bytesFromKernel)
@@ -300,8 +309,10 @@ struct KernelHarness: ~Copyable {
     }
 
     private mutating func readKernel() {
-        while !kernelSide.sawEnd {
-            let count = buffer.withUnsafeMutableBytes { recv(socketNumber, $0.baseAddress!, $0.count, 0) }
+        var hunger = scenario.kernelAppetite
+        while !kernelSide.sawEnd, hunger > 0 {
+            let wanted = min(hunger, buffer.count)
+            let count = buffer.withUnsafeMutableBytes { recv(socketNumber, $0.baseAddress!, wanted, 0) }
             guard count > 0 else {
                 if count == 0 {
                     kernelSide.sawEnd = true
@@ -316,6 +327,7 @@ struct KernelHarness: ~Copyable {
             }
             if !isRight { outcome.isWrong = true }
             kernelSide.read += count
+            hunger -= count
         }
     }
 }

@@ -40,6 +40,9 @@ extension KernelHarness {
         guard number >= 0 else { throw SystemError(call: "socket") }
         // The machine's default may be something else; comparisons are with CUBIC (TCP_CONGESTION is 13).
         _ = setsockopt(number, Int32(IPPROTO_TCP), 13, "cubic", 5)
+        if var size = scenario.kernelReceiveBuffer {
+            _ = setsockopt(number, SOL_SOCKET, SO_RCVBUF, &size, socklen_t(MemoryLayout<Int32>.size))
+        }
         return number
     }
 

@@ -76,7 +76,7 @@ extension Engine {
             if tun != nil {
                 unsafe tun?.write(packet)
             } else {
-                unsafe stack.receive(packet, now: now)
+                unsafe stack.receive(packet, isAuthentic: true, now: now)
             }
         case .keepalive(let peer), .handshake(let peer):
             noteSource(peer, source)

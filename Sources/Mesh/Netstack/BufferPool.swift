@@ -23,8 +23,8 @@
         for index in 0..<Self.classes { unsafe free[index].forEach { unsafe $0.deallocate() } }
     }
 
-    /// Whether windows and buffers should stop growing.
-    var isUnderPressure: Bool { used > limit / 4 * 3 }
+    /// Bytes up to the limit.
+    var available: Int { max(0, limit - used) }
 
     /// The block size that holds `count` bytes.
     static func blockSize(_ count: Int) -> Int {

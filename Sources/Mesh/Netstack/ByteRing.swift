@@ -78,6 +78,24 @@
         if first < length { unsafe (target + first).copyMemory(from: memory, byteCount: length - first) }
     }
 
+    /// Copies `length` bytes from `offset` into `out` and returns their sum for the Internet checksum.
+    @inline(__always)
+    borrowing func copySumming(
+        _ offset: Int, _ length: Int, into out: UnsafeMutableRawBufferPointer
+    ) -> UInt64 {
+        precondition(offset >= 0 && length >= 0 && offset + length <= count, "no such bytes in ring")
+        precondition(out.count >= length, "no room for bytes of ring")
+        guard length > 0 else { return 0 }
+        let memory = unsafe base.unsafelyUnwrapped
+        let target = unsafe out.baseAddress.unsafelyUnwrapped
+        let start = (head + offset) & (capacity - 1)
+        let first = min(length, capacity - start)
+        let sum = unsafe Checksum.copy(memory + start, to: target, first)
+        guard first < length else { return sum }
+        let rest = unsafe Checksum.copy(memory, to: target + first, length - first)
+        return sum &+ (first & 1 == 0 ? rest : Checksum.swapped(rest))
+    }
+
     /// The counted bytes up to where the ring wraps. Valid until the next change.
     var front: UnsafeRawBufferPointer {
         guard let base = unsafe base else { return unsafe UnsafeRawBufferPointer(start: nil, count: 0) }

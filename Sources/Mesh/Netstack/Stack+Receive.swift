@@ -2,13 +2,18 @@
 
 extension Stack {
     /// Takes in one decrypted inner packet. Bytes behind the packet's own length are padding. Answers wait in
-    /// `nextPacket`: feed a whole burst before draining, then each connection acknowledges it once.
-    package mutating func receive(_ packet: UnsafeRawBufferPointer, now: Instant) {
+    /// `nextBurst`: feed a whole burst before draining, then each connection acknowledges it once. The checksum of
+    /// a TCP segment is not looked at again when the packet `isAuthentic`, that is, when a tag over all of it was
+    /// right (as the kernel's WireGuard tells the kernel's TCP).
+    package mutating func receive(
+        _ packet: UnsafeRawBufferPointer, isAuthentic: Bool = false, now: Instant
+    ) {
         context.counters.packetsReceived += 1
         guard let bytes = unsafe PacketBytes(packet) else {
             context.counters.malformed += 1
             return
         }
+        if receiveExpected(bytes, isAuthentic: isAuthentic, now) { return }
         let header: IPHeader
         do throws(IPHeaderError) {
             header = try IPHeader.parse(bytes, extensionLimit: context.limits.extensionHeaders)
@@ -27,7 +32,7 @@ extension Stack {
             return
         }
         switch (header.kind, header.source.isV4) {
-        case (IPProtocol.tcp, _): receiveTCP(header, payload, now)
+        case (IPProtocol.tcp, _): receiveTCP(header, payload, isAuthentic: isAuthentic, now)
         case (IPProtocol.udp, _): receiveUDP(header, payload, bytes, now)
         case (IPProtocol.icmp, true), (IPProtocol.icmpV6, false): receiveICMP(header, payload, now)
         case (IPProtocol.tsmp, _): context.counters.malformed += 1
@@ -37,7 +42,7 @@ extension Stack {
         }
     }
 
-    /// As above, for a burst of packets in one piece of memory.
+    /// As above.
     package mutating func receive(_ packet: RawSpan, now: Instant) {
         unsafe packet.withUnsafeBytes { unsafe receive($0, now: now) }
     }

@@ -74,7 +74,7 @@ extension Stack {
 
     /// Room for bytes in the send buffer. Zero for void names.
     package func writableCount(_ id: ConnectionID) -> Int {
-        slot(id).map { connections[$0].writeRoom } ?? 0
+        slot(id).map { connections[$0].writeRoom(context) } ?? 0
     }
 
     /// Bytes written that the peer has not acknowledged.
@@ -185,7 +185,9 @@ extension Stack {
 
     // MARK: - Segments
 
-    mutating func receiveTCP(_ header: IPHeader, _ bytes: PacketBytes, _ now: Instant) {
+    mutating func receiveTCP(
+        _ header: IPHeader, _ bytes: PacketBytes, isAuthentic: Bool, _ now: Instant
+    ) {
         guard let segment = Segment.parse(bytes) else {
             context.counters.malformed += 1
             return
@@ -196,10 +198,12 @@ extension Stack {
             receiveStray(segment, bytes, local, remote, now)
             return
         }
-        let sum = Checksum.sum(bytes, connections[slot].pseudoHeader &+ Checksum.length(bytes.count))
-        guard Checksum.isValid(sum) else {
-            context.counters.badChecksum += 1
-            return
+        if !isAuthentic {
+            let sum = Checksum.sum(bytes, connections[slot].pseudoHeader &+ Checksum.length(bytes.count))
+            guard Checksum.isValid(sum) else {
+                context.counters.badChecksum += 1
+                return
+            }
         }
         if connections[slot].state == .timeWait, mayReopen(slot, segment) {
             connections[slot].state = .closed
@@ -210,6 +214,7 @@ extension Stack {
         }
         connections[slot].receive(segment, bytes, now, &context)
         noteHalfOpen(slot)
+        expect(slot)
         settle(slot)
     }
 

@@ -25,6 +25,7 @@ package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the m
     var repliesWindow = Instant(nanoseconds: 0)
     var repliesLeft = 0
     var packetTurn = true
+    var expected = ExpectedFlow()
     /// Names our echo requests.
     let echoIdentifier: UInt16
 
@@ -56,7 +57,10 @@ package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the m
     package var bufferBytes: Int { context.pool.used }
 
     /// Replaces the own addresses. Connections of addresses that are gone live on but receive nothing.
-    package mutating func setAddresses(_ addresses: [IPAddress]) { self.addresses = addresses }
+    package mutating func setAddresses(_ addresses: [IPAddress]) {
+        self.addresses = addresses
+        expected.isValid = false
+    }
 
     /// Largest packet made from now on; existing connections keep theirs.
     package mutating func setMTU(_ mtu: Int) {
@@ -93,35 +97,82 @@ package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the m
     package mutating func nextPacket(
         into buffer: UnsafeMutableRawBufferPointer, now: Instant
     ) -> OutgoingPacket? {
-        guard let out = unsafe PacketWriter(buffer), out.capacity >= context.mtu else { return nil }
+        guard let burst = unsafe nextBurst(into: buffer, layout: .plain, limit: 1, now: now) else {
+            return nil
+        }
+        return OutgoingPacket(length: burst.lastLength, destination: burst.destination)
+    }
+
+    /// Builds up to `limit` packets of one connection into `buffer`, laid out as `layout` says, or returns nil when
+    /// nothing is due or `buffer` has no room for one packet. A run of new data is cut into segments here and
+    /// copied once, from the send buffer to where it will be sealed.
+    package mutating func nextBurst(
+        into buffer: UnsafeMutableRawBufferPointer, layout: BurstLayout, limit: Int, now: Instant
+    ) -> OutgoingBurst? {
+        guard let out = unsafe PacketWriter(buffer), out.capacity >= layout.stride(context.mtu), limit > 0
+        else { return nil }
         packetTurn.toggle()
-        if packetTurn, let packet = unsafe queuedPacket(buffer) { return packet }
+        if packetTurn, let packet = queuedPacket(out, layout) { return packet }
         while let slot = context.fresh.first ?? context.backlog.first {
             let isFresh = context.fresh.first != nil
             if connections[slot].deficit <= 0 { connections[slot].deficit = Self.quantum }
-            let size = connections[slot].nextSegment(into: out, now, &context)
-            connections[slot].deficit -= size
-            let isOver = size == 0
-            if isOver || connections[slot].deficit <= 0 {
-                if isFresh { context.fresh.popFirst() } else { context.backlog.popFirst() }
-                if isOver { connections[slot].deficit = 0 } else { context.backlog.append(slot) }
-            }
+            let burst = output(slot, out, layout, limit, now)
+            takeTurn(slot, isFresh: isFresh, hadOutput: burst != nil)
             settle(slot)
-            if size > 0 {
-                context.counters.packetsSent += 1
-                return OutgoingPacket(length: size, destination: connections[slot].remote.ip)
+            if let burst {
+                context.counters.packetsSent += UInt64(burst.count)
+                return burst
             }
         }
-        return unsafe queuedPacket(buffer)
+        return queuedPacket(out, layout)
     }
 
-    /// Bytes a connection may send before the next one's turn: a few segments, so that a burst stays together.
-    private static let quantum = 8 << 10
+    /// Bytes a connection may send before the next one's turn: a dozen segments, so that a burst stays together,
+    /// and at most 50 µs at 3 Gbit/s.
+    private static let quantum = 16 << 10
 
-    private mutating func queuedPacket(_ buffer: UnsafeMutableRawBufferPointer) -> OutgoingPacket? {
-        guard let entry = unsafe context.packets.pop(into: buffer, &context.pool) else { return nil }
+    @inline(__always)
+    private mutating func output(
+        _ slot: UInt32, _ out: PacketWriter, _ layout: BurstLayout, _ limit: Int, _ now: Instant
+    ) -> OutgoingBurst? {
+        let destination = connections[slot].remote.ip
+        let budget = connections[slot].deficit
+        if limit > 1,
+            let run = connections[slot].superSegment(
+                into: out, layout, limit: limit, budget: budget, now, &context)
+        {
+            connections[slot].deficit -= run.payload
+            return OutgoingBurst(
+                count: run.count, length: run.length, lastLength: run.lastLength, destination: destination)
+        }
+        guard let place = unsafe PacketWriter(out.region(layout.head, out.capacity - layout.head)) else {
+            return nil
+        }
+        let size = connections[slot].nextSegment(into: place, now, &context)
+        guard size > 0 else { return nil }
+        connections[slot].deficit -= size
+        return OutgoingBurst(count: 1, length: size, lastLength: size, destination: destination)
+    }
+
+    /// Deficit round robin with new flows first, as FQ-CoDel (RFC 8290 §4.1): who leaves the new ones waits behind
+    /// the old ones once, so that a bulk sender that pauses for acknowledgements does not pass as new each time.
+    @inline(__always)
+    private mutating func takeTurn(_ slot: UInt32, isFresh: Bool, hadOutput: Bool) {
+        guard !hadOutput || connections[slot].deficit <= 0 else { return }
+        if isFresh { context.fresh.popFirst() } else { context.backlog.popFirst() }
+        if hadOutput || isFresh && !context.backlog.isEmpty {
+            context.backlog.append(slot)
+        } else {
+            connections[slot].deficit = 0
+        }
+    }
+
+    private mutating func queuedPacket(_ out: PacketWriter, _ layout: BurstLayout) -> OutgoingBurst? {
+        let place = unsafe out.region(layout.head, out.capacity - layout.head)
+        guard let entry = unsafe context.packets.pop(into: place, &context.pool) else { return nil }
         context.counters.packetsSent += 1
-        return OutgoingPacket(length: entry.length, destination: entry.remote.ip)
+        return OutgoingBurst(
+            count: 1, length: entry.length, lastLength: entry.length, destination: entry.remote.ip)
     }
 
     /// After anything happened to a connection: its timers, and its end.
@@ -136,6 +187,7 @@ package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the m
 
     /// A closed connection leaves the table of flows at once, and its slot when its owner knows.
     mutating func bury(_ slot: UInt32) {
+        if expected.slot == slot { expected.isValid = false }
         flows.remove(connections[slot].local, connections[slot].remote, slot: slot)
         context.timers.remove(slot)
         if connections[slot].isHalfOpen {

@@ -185,7 +185,10 @@ extension Connection {
         let bytes = min(max(ack - sendBase, 0), send.count)
         send.consume(bytes)
         sendBase = sendBase + bytes
-        if send.isEmpty { send.release(&context.pool) }
+        if send.isEmpty {
+            send.rewind()
+            keepBuffersAWhile(now, &context)
+        }
         // The window was measured from the old edge; `updateWindow` already stored the new one if it is newer.
         if windowUpdateAck != ack { sendWindow = max(0, sendWindow - (ack - unacknowledged)) }
         unacknowledged = ack
@@ -193,7 +196,7 @@ extension Connection {
         duplicateACKs = 0
         retransmitBase = now
         if phase != .loss || ack >= recoveryPoint { trip.clearBackOff() }
-        if wantsWritable, bytes > 0, hasWriteRoom {
+        if wantsWritable, bytes > 0, hasWriteRoom(context) {
             wantsWritable = false
             notify(.writable, &context)
         }

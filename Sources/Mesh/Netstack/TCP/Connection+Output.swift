@@ -90,7 +90,7 @@ extension Connection {
         return send(size, closes: closes, withSACK: withSACK, out, now, &context)
     }
 
-    private mutating func slowDownAfterIdle(_ now: Instant) {
+    mutating func slowDownAfterIdle(_ now: Instant) {
         let idle = now.since(lastSend)
         if sendNext == unacknowledged, lastSend.nanoseconds > 0, idle > trip.base {
             cubic.restart(idle: idle, timeout: trip.base, segmentSize)
@@ -144,7 +144,7 @@ extension Connection {
         return write(plan, out, now, &context)
     }
 
-    private mutating func armSendTimerUnlessDeciding(_ now: Instant) {
+    mutating func armSendTimerUnlessDeciding(_ now: Instant) {
         if sendTimer != .reorder { armSendTimer(now) }
     }
 
@@ -180,7 +180,8 @@ extension Connection {
         let window = min(receiveTarget, 65_535)
         advertisedEdge = .later(advertisedEdge, receiveNext + window)
         let flags: SegmentFlags = isReply ? [.syn, .ack] : .syn
-        finishHeader(out, ipSize, at, 0, initialSend, flags, UInt16(truncatingIfNeeded: window))
+        let sum = writeHeader(out, ipSize, at, 0, initialSend, flags, UInt16(truncatingIfNeeded: window))
+        out.putChecksum(Checksum.finish(sum), ipSize + 16)
         if sent.isEmpty {
             sendNext = initialSend + 1
             sent.append(initialSend, sendNext, now: now)
@@ -211,18 +212,26 @@ extension Connection {
             at += 12
         }
         if plan.withSACK, usesSACK { at = writeSACK(out, at) }
+        var payloadSum: UInt64 = 0
         if plan.length > 0 {
-            unsafe send.copy(plan.offset, plan.length, into: out.region(at, plan.length))
+            payloadSum = unsafe send.copySumming(plan.offset, plan.length, into: out.region(at, plan.length))
         }
+        let window = promiseWindow(context)
+        let sum = writeHeader(out, ipSize, at, plan.length, plan.sequence, plan.flags, window)
+        out.putChecksum(Checksum.finish(sum &+ payloadSum), ipSize + 16)
+        return at + plan.length
+    }
+
+    /// The window field of a segment that leaves now, which acknowledges everything up to `receiveNext`.
+    @inline(__always)
+    mutating func promiseWindow(_ context: borrowing StackContext) -> UInt16 {
         let shift = Int(receiveShift)
         let field = min(offeredWindow(context) >> shift, 65_535)
         advertisedEdge = .later(advertisedEdge, receiveNext + (field << shift))
-        finishHeader(
-            out, ipSize, at, plan.length, plan.sequence, plan.flags, UInt16(truncatingIfNeeded: field))
         ackNow = false
         ackDeadline = .never
         lastAckSent = receiveNext
-        return at + plan.length
+        return UInt16(truncatingIfNeeded: field)
     }
 
     private mutating func writeSACK(_ out: PacketWriter, _ start: Int) -> Int {
@@ -246,12 +255,13 @@ extension Connection {
         return at
     }
 
-    /// Fixed part of both headers, and the checksum. Options and payload must stand already.
+    /// Fixed part of both headers; options must stand already. Returns the sum of everything that the checksum
+    /// covers besides the payload.
     @inline(__always)
-    private func finishHeader(
+    func writeHeader(
         _ out: PacketWriter, _ ipSize: Int, _ headerEnd: Int, _ payload: Int, _ sequence: SequenceNumber,
         _ flags: SegmentFlags, _ window: UInt16
-    ) {
+    ) -> UInt64 {
         let length = headerEnd - ipSize + payload
         IPHeader.write(out, local.ip, remote.ip, kind: IPProtocol.tcp, payloadLength: length)
         let at = ipSize
@@ -261,8 +271,7 @@ extension Connection {
         let words = UInt32(truncatingIfNeeded: (headerEnd - ipSize) / 4)
         out.put32(words << 28 | UInt32(flags.rawValue) << 16 | UInt32(window), at + 12)
         out.put32(0, at + 16)
-        guard let bytes = out.bytes(ipSize, length) else { return }
-        let sum = Checksum.sum(bytes, pseudoHeader &+ Checksum.length(length))
-        out.putChecksum(Checksum.finish(sum), at + 16)
+        guard let bytes = out.bytes(ipSize, headerEnd - ipSize) else { return 0 }
+        return Checksum.sum(bytes, pseudoHeader &+ Checksum.length(length))
     }
 }

@@ -14,16 +14,25 @@ extension Connection {
         !finQueued && (state == .established || state == .closeWait || !state.isSynchronized)
     }
 
+    /// How much the send buffer may hold now.
+    @inline(__always) private func sendLimit(_ context: borrowing StackContext) -> Int {
+        min(sendTarget, context.bufferShare)
+    }
+
     /// Room for bytes in the send buffer.
-    var writeRoom: Int { isWritable ? max(0, sendTarget - send.count) : 0 }
+    func writeRoom(_ context: borrowing StackContext) -> Int {
+        isWritable ? max(0, sendLimit(context) - send.count) : 0
+    }
 
     /// Enough room to be worth a wake-up: a quarter of the buffer.
-    var hasWriteRoom: Bool { writeRoom >= sendTarget / 4 }
+    func hasWriteRoom(_ context: borrowing StackContext) -> Bool {
+        writeRoom(context) >= sendLimit(context) / 4
+    }
 
     /// Makes contiguous room of up to `wanted` bytes, at least one if there is any. Nil and a later `writable`
     /// event when there is none.
     mutating func reserve(_ wanted: Int, _ context: inout StackContext) -> UnsafeMutableRawBufferPointer? {
-        let room = min(writeRoom, wanted)
+        let room = min(writeRoom(context), wanted)
         guard room > 0, send.ensure(send.count + room, &context.pool) || send.capacity > send.count else {
             wantsWritable = isWritable
             return nil
@@ -44,13 +53,35 @@ extension Connection {
     /// The owner has taken `length` bytes out of the receive buffer.
     mutating func consume(_ length: Int, _ now: Instant, _ context: inout StackContext) {
         receive.consume(length)
-        if receive.isEmpty, outOfOrder.isEmpty { receive.release(&context.pool) }
         grewByReading(length, now, &context)
+        if receive.isEmpty, outOfOrder.isEmpty {
+            receive.rewind()
+            keepBuffersAWhile(now, &context)
+        }
         if finReceived {
             announceEnd(&context)
         } else if state.mayReceive {
             considerWindowUpdate(&context)
         }
+    }
+
+    /// Memory of an empty buffer waits for the next bytes, so that a busy connection works in the same warm memory,
+    /// and goes back to the pool after a second of silence.
+    @inline(__always)
+    mutating func keepBuffersAWhile(_ now: Instant, _ context: inout StackContext) {
+        guard state == .established || state == .closeWait, !isOrphan, keepaliveCount == 0 else {
+            releaseEmptyBuffers(&context)
+            return
+        }
+        lifeDeadline = min(lifeDeadline, now + Self.bufferLinger)
+    }
+
+    static let bufferLinger = Interval.seconds(1)
+
+    /// Gives back the memory of empty buffers.
+    mutating func releaseEmptyBuffers(_ context: inout StackContext) {
+        if send.isEmpty { send.release(&context.pool) }
+        if receive.isEmpty, outOfOrder.isEmpty { receive.release(&context.pool) }
     }
 
     /// RFC 9293 §3.8.6.2.2: the window is opened in large steps only.

@@ -28,6 +28,58 @@ extension Connection {
         }
     }
 
+    /// The next bytes in order and nothing new besides: the same acknowledgement, the same window. This is all that
+    /// most segments of a stream need. False, with nothing changed, when there is more to it.
+    @inline(__always)
+    mutating func receiveExpected(
+        _ segment: ExpectedSegment, _ payload: PacketBytes, _ now: Instant, _ context: inout StackContext
+    ) -> Bool {
+        guard state == .established, segment.sequence == receiveNext,
+            segment.acknowledgement == unacknowledged, Int(segment.window) << Int(sendShift) == sendWindow,
+            payload.count <= advertisedEdge - receiveNext, outOfOrder.isEmpty, finAt == nil, !discardsInput,
+            sendTimer != .persist,
+            !usesTimestamps || Int32(bitPattern: segment.timestamp &- recentTimestamp) >= 0,
+            receive.ensure(receive.count + payload.count, &context.pool)
+        else { return false }
+        lastReceived = now
+        keepaliveCount = 0
+        if sendNext == unacknowledged { retries = 0 }
+        if usesTimestamps {
+            if segment.sequence <= lastAckSent {
+                recentTimestamp = segment.timestamp
+                recentTimestampAt = now
+            }
+            sampleReceiveTrip(segment.echo, now)
+        }
+        windowUpdateSequence = segment.sequence
+        windowUpdateAck = segment.acknowledgement
+        noteSegmentSize(payload.count)
+        receive.place(payload, at: receive.count)
+        receive.extend(payload.count)
+        receiveNext = receiveNext + payload.count
+        arrived(now, &context)
+        return true
+    }
+
+    /// Bytes came in order: the owner and the peer should know.
+    @inline(__always)
+    private mutating func arrived(_ now: Instant, _ context: inout StackContext) {
+        if advertisedEdge - receiveNext < receiveTarget / 8 { windowUsedUp = true }
+        notify(.readable, &context)
+        scheduleAcknowledgement(now, &context)
+    }
+
+    /// Learns what the peer's full segments look like, also when they become smaller (as Linux' `rcv_mss`).
+    @inline(__always)
+    private mutating func noteSegmentSize(_ length: Int) {
+        if length >= receiveSegmentSize {
+            receiveSegmentSize = length
+        } else if length >= 536, length == lastSegmentSize {
+            receiveSegmentSize = length
+        }
+        lastSegmentSize = length
+    }
+
     private func isPredicted(_ segment: Segment) -> Bool {
         state == .established && segment.sequence == receiveNext
             && segment.flags.subtracting(.psh) == .ack && segment.hasTimestamp == usesTimestamps
@@ -152,7 +204,7 @@ extension Connection {
             if state == .timeWait { lifeDeadline = now + context.limits.timeWait }
             return
         }
-        receiveSegmentSize = max(receiveSegmentSize, min(segment.payloadLength, 65_535))
+        noteSegmentSize(segment.payloadLength)
         var hasFIN = segment.flags.contains(.fin)
         var start = segment.sequence + (segment.flags.contains(.syn) ? 1 : 0)
         var skip = segment.headerLength
@@ -214,8 +266,7 @@ extension Connection {
             acknowledgeNow(&context)  // RFC 5681 §4.2: at once when a gap is filled
         }
         if segment.hasTimestamp { sampleReceiveTrip(segment.timestampEcho, now) }
-        notify(.readable, &context)
-        scheduleAcknowledgement(now, &context)
+        arrived(now, &context)
     }
 
     private mutating func storeOutOfOrder(
@@ -301,18 +352,20 @@ extension Connection {
             receiveTrip == 0 || sample < receiveTrip ? sample : receiveTrip + (sample - receiveTrip) / 16
     }
 
-    /// The owner took `length` bytes. If it took more than half of the buffer within one round trip, the buffer
-    /// limits the sender: double it (dynamic right-sizing).
+    /// The owner took `length` bytes. The buffer limits the sender, and is doubled, if more than half of it was taken
+    /// within one round trip (dynamic right-sizing), or if the sender used up the window although the owner left
+    /// nothing lying: round trips that include waiting for a processor are longer than the shortest one, and a
+    /// window that fits the shortest would halve the rate for good.
     mutating func grewByReading(_ length: Int, _ now: Instant, _ context: inout StackContext) {
         copiedSince += length
+        let isKeepingUp = windowUsedUp && receive.isEmpty
         let trip = max(receiveTrip, 1_000_000)
-        guard now.since(copiedStart).nanoseconds >= trip else { return }
-        if copiedSince * 2 > receiveTarget, receiveTarget < context.limits.receiveBuffer,
-            !context.pool.isUnderPressure
-        {
+        guard isKeepingUp || now.since(copiedStart).nanoseconds >= trip else { return }
+        if isKeepingUp || copiedSince * 2 > receiveTarget, receiveTarget < context.limits.receiveBuffer {
             let wanted = max(receiveTarget * 2, BufferPool.blockSize(copiedSince * 2))
             receiveTarget = min(wanted, context.limits.receiveBuffer)
         }
+        windowUsedUp = false
         copiedSince = 0
         copiedStart = now
     }

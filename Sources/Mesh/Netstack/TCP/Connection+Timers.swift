@@ -144,8 +144,16 @@ extension Connection {
         } else if isOrphan, state == .finWait2 {
             die(.done, &context)
         } else if state.isSynchronized {
+            let buffersDeadline = letGoOfIdleBuffers(now, &context)
             keepAlive(now, &context)
+            lifeDeadline = min(lifeDeadline, buffersDeadline)
         }
+    }
+
+    /// When to look again.
+    private mutating func letGoOfIdleBuffers(_ now: Instant, _ context: inout StackContext) -> Instant {
+        if now.since(max(lastReceived, lastSend)) >= Self.bufferLinger { releaseEmptyBuffers(&context) }
+        return send.capacity > 0 || receive.capacity > 0 ? now + Self.bufferLinger : .never
     }
 
     /// TIME_WAIT is over. If the owner has not read everything yet, the slot waits for that.

@@ -126,8 +126,11 @@ struct Connection: ~Copyable {
     var recentTimestampAt = Instant(nanoseconds: 0)
     var lastAckSent = SequenceNumber(0)
     var duplicateBlock: SACKBlock?
-    /// Largest payload seen: the peer's idea of a full segment.
+    /// The peer's idea of a full segment.
     var receiveSegmentSize = 536
+    var lastSegmentSize = 0
+    /// The peer sent nearly all that the window allowed.
+    var windowUsedUp = false
     var ackNow = false
     /// Duplicate ACKs to send one by one to a peer without SACK.
     var duplicatesOwed = 0
@@ -169,8 +172,7 @@ struct Connection: ~Copyable {
 
     /// The window that we offer now, without shrinking what was promised.
     func offeredWindow(_ context: borrowing StackContext) -> Int {
-        var free = receiveTarget - receive.count
-        if context.pool.isUnderPressure { free = min(free, context.limits.initialBuffer - receive.count) }
+        let free = min(receiveTarget, context.bufferShare) - receive.count
         return max(free, advertisedEdge - receiveNext, 0)
     }
 
@@ -217,6 +219,10 @@ struct StackContext: ~Copyable {
         packets = PacketQueue(limit: limits.packetQueue)
         pool = BufferPool(limit: limits.bufferMemory, retainLimit: limits.retainedBuffers)
     }
+
+    /// What one buffer may hold now: half of the memory that is left, so that n busy buffers settle at one part in
+    /// n + 2 of all memory each and a newcomer always finds room (dynamic thresholds, Choudhury and Hahne 1998).
+    @inline(__always) var bufferShare: Int { max(limits.initialBuffer, pool.available / 2) }
 }
 
 extension Connection {
