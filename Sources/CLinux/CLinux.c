@@ -10,7 +10,6 @@
 #include <ifaddrs.h>
 #include <netdb.h>
 #include <linux/if.h>
-#include <linux/if_tun.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <netinet/in.h>
@@ -35,22 +34,6 @@ int clinux_eventfd(void) { return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }
 int clinux_epoll_create(void) { return epoll_create1(EPOLL_CLOEXEC); }
 
 int clinux_new_network_namespace(void) { return unshare(CLONE_NEWNET) == 0 ? 0 : -errno; }
-
-int clinux_tun_open(char name[16], int vnet_header) {
-    int descriptor = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
-    if (descriptor < 0) return -errno;
-    struct ifreq request;
-    memset(&request, 0, sizeof request);
-    memcpy(request.ifr_name, name, 15);
-    request.ifr_flags = IFF_TUN | IFF_NO_PI | (vnet_header ? IFF_VNET_HDR : 0);
-    if (ioctl(descriptor, TUNSETIFF, &request) < 0) {
-        int code = errno;
-        close(descriptor);
-        return -code;
-    }
-    memcpy(name, request.ifr_name, 16);
-    return descriptor;
-}
 
 static int with_interface(const char *name, unsigned long call, struct ifreq *request) {
     int descriptor = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -378,9 +361,10 @@ struct clinux_receive_batch *clinux_receive_batch_new(void *memory, uint32_t slo
 
 void clinux_receive_batch_free(struct clinux_receive_batch *batch) { free(batch); }
 
-int clinux_receive(int descriptor, struct clinux_receive_batch *batch, struct clinux_received *out) {
+int clinux_receive(int descriptor, struct clinux_receive_batch *batch, struct clinux_received *out, int limit) {
     int count;
-    do count = recvmmsg(descriptor, batch->headers, CLINUX_RECEIVE_SLOTS, MSG_DONTWAIT, NULL);
+    if (limit < 1 || limit > CLINUX_RECEIVE_SLOTS) limit = CLINUX_RECEIVE_SLOTS;
+    do count = recvmmsg(descriptor, batch->headers, (unsigned)limit, MSG_DONTWAIT, NULL);
     while (count < 0 && errno == EINTR);
     if (count < 0) return -errno;
     for (int i = 0; i < count; i++) {

@@ -130,6 +130,9 @@ public final class WakeUp: Sendable {
         _ = write(descriptor.number, &one, 8)
     }
 
+    /// Blocks the calling thread until it is signalled.
+    public func wait() { clinux_wait_readable(descriptor.number) }
+
     /// Makes it unreadable again.
     public func drain() {
         var value: UInt64 = 0

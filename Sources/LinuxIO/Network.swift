@@ -58,52 +58,6 @@ public enum NetworkNamespace {
     }
 }
 
-/// A TUN device: one IP packet per read and write.
-public struct TUNDevice: ~Copyable, Sendable {
-    private let descriptor: OwnedDescriptor
-    /// The name that the kernel gave, such as `tun0`.
-    public let name: String
-
-    /// Creates or attaches to the device `name`; needs CAP_NET_ADMIN. `%d` in the name is replaced by a number.
-    public init(name: String) throws(SystemError) {
-        var bytes = [CChar](repeating: 0, count: 16)
-        for (index, byte) in name.utf8.prefix(15).enumerated() { bytes[index] = CChar(bitPattern: byte) }
-        let number = clinux_tun_open(&bytes, 0)
-        guard number >= 0 else { throw SystemError(call: "ioctl(TUNSETIFF)", code: -number) }
-        descriptor = OwnedDescriptor(taking: number)
-        self.name = String(decoding: bytes.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    }
-
-    /// The descriptor to watch.
-    public var number: Int32 { descriptor.number }
-
-    /// Sets the address, the MTU, and brings the device up.
-    public func configure(address: KernelAddress, prefixBits: Int, mtuBytes: Int) throws(SystemError) {
-        var raw = address.raw
-        try Self.check("SIOCSIFMTU", clinux_interface_set_mtu(name, Int32(mtuBytes)))
-        try Self.check("RTM_NEWADDR", clinux_interface_add_address(name, &raw, Int32(prefixBits)))
-        try Self.check("SIOCSIFFLAGS", clinux_interface_set_up(name))
-    }
-
-    /// Reads one packet without waiting; nil when none waits. Throws when the device is gone.
-    public func read(into buffer: UnsafeMutableRawBufferPointer) throws(SystemError) -> Int? {
-        let count = Glibc.read(number, buffer.baseAddress, buffer.count)
-        if count >= 0 { return count }
-        guard errno == EAGAIN || errno == EINTR || errno == EIO else { throw SystemError(call: "read") }
-        return nil
-    }
-
-    /// Writes one packet; false when the device refused it (down, or malformed).
-    @discardableResult
-    public func write(_ packet: UnsafeRawBufferPointer) -> Bool {
-        Glibc.write(number, packet.baseAddress, packet.count) == packet.count
-    }
-
-    private static func check(_ call: String, _ code: Int32) throws(SystemError) {
-        guard code == 0 else { throw SystemError(call: call, code: -code) }
-    }
-}
-
 /// A thread of its own, for work that must not run in the cooperative pool. `join` once when it is done.
 public final class DedicatedThread: Sendable {
     private final class Body: Sendable {

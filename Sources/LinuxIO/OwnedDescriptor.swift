@@ -19,6 +19,9 @@ public struct SystemError: Error, Hashable, Sendable, CustomStringConvertible {
     /// Whether epoll refused a descriptor that is always ready, such as a regular file (EPERM).
     public var isNotPollable: Bool { code == EPERM }
 
+    /// Whether somebody else is bound to the address (EADDRINUSE).
+    public var isAddressInUse: Bool { code == EADDRINUSE }
+
     /// Whether an error of a datagram socket concerns one datagram only (nobody listened, no route now).
     public var isPassing: Bool {
         [ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, EMSGSIZE, ENOBUFS, EPERM].contains(code)

@@ -102,8 +102,8 @@ public struct ReceiveBurst: ~Copyable {
             segment: Int(raw.segment))
     }
 
-    mutating func fill(from number: Int32) -> Int {
-        count = max(0, Int(clinux_receive(number, batch, received)))
+    mutating func fill(from number: Int32, limit: Int) -> Int {
+        count = max(0, Int(clinux_receive(number, batch, received, Int32(clamping: limit))))
         return count
     }
 }

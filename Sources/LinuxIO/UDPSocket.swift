@@ -79,8 +79,8 @@ public struct UDPSocket: ~Copyable, Sendable {
     /// Where the socket is bound.
     public let localAddress: KernelAddress
 
-    /// Binds to `local`; port 0 lets the kernel choose.
-    public init(bindingTo local: KernelAddress) throws(SystemError) {
+    /// Binds to `local`; port 0 lets the kernel choose. Datagrams are never fragmented unless `mayFragment`.
+    public init(bindingTo local: KernelAddress, mayFragment: Bool = false) throws(SystemError) {
         var raw = local.raw
         let number = clinux_udp_open(&raw)
         guard number >= 0 else { throw SystemError(call: "bind", code: -number) }
@@ -90,7 +90,9 @@ public struct UDPSocket: ~Copyable, Sendable {
         localAddress = KernelAddress(raw)
         features = Features(
             segmentation: clinux_udp_probe_gso(number) == 0, coalescing: clinux_udp_enable_gro(number) == 0,
-            dontFragment: clinux_udp_dont_fragment(number, local.isV4 ? 1 : 0) == 0,
+            dontFragment: mayFragment
+                ? clinux_udp_may_fragment(number, local.isV4 ? 1 : 0) != 0
+                : clinux_udp_dont_fragment(number, local.isV4 ? 1 : 0) == 0,
             bufferBytes: Int(clinux_udp_buffers(number, Int32(Self.bufferBytes))))
         descriptor = owned
     }
@@ -107,11 +109,14 @@ public struct UDPSocket: ~Copyable, Sendable {
     /// Stops using `UDP_SEGMENT`, as if the device had refused it.
     public mutating func disableSegmentation() { features.segmentation = false }
 
-    /// Receives what is waiting into `burst`, at most one system call. Errors that concern one datagram or one
-    /// destination (ICMP errors reported late) count as nothing received.
-    public mutating func receive(into burst: inout ReceiveBurst) -> Int {
+    /// Receives what is waiting into `burst`, at most one system call and `limit` messages: fewer stay in the
+    /// processor's cache until they are opened. Errors that concern one datagram or one destination (ICMP errors
+    /// reported late) count as nothing received.
+    public mutating func receive(
+        into burst: inout ReceiveBurst, limit: Int = ReceiveBurst.slotCount
+    ) -> Int {
         counters.calls += 1
-        return burst.fill(from: number)
+        return burst.fill(from: number, limit: limit)
     }
 
     /// Sends runs of datagrams out of `memory`. What the kernel refuses is lost, as UDP may, and counted.

@@ -8,6 +8,7 @@
 #include <sys/epoll.h>
 #include "CLinuxNet.h"
 #include "CLinuxProcess.h"
+#include "CLinuxTUN.h"
 #include "CLinuxUDP.h"
 
 int clinux_pipe2(int descriptors[2], int flags);

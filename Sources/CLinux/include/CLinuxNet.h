@@ -11,10 +11,8 @@ struct clinux_interface_address {
     uint8_t is_up, is_loopback;
 };
 
-// Opens /dev/net/tun as `name` (may be empty; the kernel's name comes back in the 16 bytes). Descriptor or -errno.
 // Moves the calling thread into a new network namespace; 0 or -errno.
 int clinux_new_network_namespace(void);
-int clinux_tun_open(char name[16], int vnet_header);
 int clinux_interface_set_mtu(const char *name, int mtu);
 int clinux_interface_set_up(const char *name);
 // Adds an address with its prefix length; 0 or -errno.

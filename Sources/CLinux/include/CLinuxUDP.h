@@ -44,8 +44,8 @@ int clinux_set_mark(int descriptor, uint32_t mark);
 // A batch over CLINUX_RECEIVE_SLOTS slots of memory; freed with free().
 struct clinux_receive_batch *clinux_receive_batch_new(void *memory, uint32_t slot_bytes);
 void clinux_receive_batch_free(struct clinux_receive_batch *batch);
-// Receives without waiting; returns the number of messages or -errno.
-int clinux_receive(int descriptor, struct clinux_receive_batch *batch, struct clinux_received *out);
+// Receives at most `limit` messages without waiting; returns their number or -errno.
+int clinux_receive(int descriptor, struct clinux_receive_batch *batch, struct clinux_received *out, int limit);
 // Sends runs without waiting; returns the number of runs sent completely or -errno if the first failed.
 int clinux_send_runs(int descriptor, const void *memory, const struct clinux_run *runs, int count);
 // Sends one run as single datagrams; returns the number of datagrams sent, or -errno if the first failed.

@@ -103,7 +103,7 @@ extension WireGuard.Device {
 
     /// Statistics and timers after a burst, and the next handshake when the session is old.
     @inline(__always)
-    private mutating func packetsSent(
+    mutating func packetsSent(
         _ peer: UnsafeOwned<Peer>, _ pair: UnsafeOwned<KeyPair>, bytes: Int, hasData: Bool, now: Instant
     ) {
         peer.value.sentBytes &+= UInt64(bytes)
@@ -121,8 +121,8 @@ extension WireGuard.Device {
     /// way.
     package mutating func stage(_ index: WireGuard.PeerIndex, _ packet: UnsafeRawBufferPointer, now: Instant)
     {
-        precondition(mtu == 0 || packet.count <= mtu, "inner packets fit the MTU")
-        guard let peer = find(index) else { return }
+        // The MTU may have become smaller since the packet was made.
+        guard let peer = find(index), mtu == 0 || packet.count <= mtu else { return }
         if peer.value.staged.count >= limits.stagedPackets, let oldest = peer.value.staged.popFirst() {
             stagedBytes -= oldest.count
             counters[.stagedOverflow] &+= 1
@@ -197,7 +197,12 @@ extension WireGuard.Device {
             let pair = usablePair(of: peer, packets: 1, now: now)
         else { return nil }
         peer.value.wantsKeepalive = false  // a waiting packet serves as well
-        let packet = peer.value.staged.popFirst()
+        var packet = peer.value.staged.popFirst()
+        while let long = packet, mtu > 0, long.count > mtu {
+            stagedBytes -= long.count
+            counters[.stagedOverflow] &+= 1
+            packet = peer.value.staged.popFirst()
+        }
         let count = packet?.count ?? 0
         if let packet {
             stagedBytes -= count

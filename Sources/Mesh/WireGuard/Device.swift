@@ -51,7 +51,7 @@ extension WireGuard {
         /// Times and bounds.
         package let limits: Limits
         /// Longest inner packet; packets are not padded beyond it.
-        package let mtu: Int
+        package private(set) var mtu: Int
         /// What was counted so far.
         package internal(set) var counters = Counters()
 
@@ -110,6 +110,12 @@ extension WireGuard {
         /// Size of buffer that holds everything `nextOutput` writes.
         package var outputSize: Int {
             max(WireGuard.initiationSize, WireGuard.paddedLength(mtu, mtu: mtu) + WireGuard.overhead)
+        }
+
+        /// Changes the longest inner packet.
+        package mutating func setMTU(_ bytes: Int) {
+            precondition(bytes >= 0 && bytes <= 65_535 - overhead, "an MTU that fits into UDP")
+            mtu = bytes
         }
 
         // MARK: Peers

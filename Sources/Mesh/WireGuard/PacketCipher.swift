@@ -29,7 +29,7 @@ extension WireGuard {
             unsafe context = .allocate(capacity: 1)
             unsafe CCryptoBoringSSL_EVP_AEAD_CTX_zero(context)
             unsafe key = .allocate(byteCount: 32, alignment: 16)
-            load(Bytes32())
+            replaceKey(Bytes32())
         }
 
         deinit {
@@ -39,9 +39,15 @@ extension WireGuard {
             unsafe key.deallocate()
         }
 
-        /// Chooses the key of all following packets. A copy of 32 bytes.
+        /// Chooses the key of all following packets. Costs next to nothing when it is the same as before.
         @inline(__always)
         package func load(_ newKey: Bytes32) {
+            guard unsafe key.load(as: Bytes32.self) != newKey else { return }
+            replaceKey(newKey)
+        }
+
+        private func replaceKey(_ newKey: Bytes32) {
+            unsafe key.storeBytes(of: newKey, as: Bytes32.self)
             switch backEnd {
             case .boringSSL:
                 let isLoaded = unsafe newKey.withBytes {
@@ -50,29 +56,39 @@ extension WireGuard {
                         $0.baseAddress!.assumingMemoryBound(to: UInt8.self), 32, 16, nil)
                 }
                 precondition(isLoaded == 1, "32-byte key and 16-byte tag are always taken")
-            case .sodium:
-                unsafe newKey.withBytes { unsafe key.copyMemory(from: $0.baseAddress!, byteCount: 32) }
+            case .sodium: break
             }
         }
 
         /// Encrypts `length` bytes in place and writes the tag right behind them.
         @inline(__always)
         package func seal(_ text: UnsafeMutableRawPointer, length: Int, counter: UInt64) {
+            unsafe seal(text, into: text, length: length, counter: counter)
+        }
+
+        /// Encrypts `length` bytes of `plain` into `text`, which is the same place or does not overlap, and
+        /// writes the tag right behind them.
+        @inline(__always)
+        package func seal(
+            _ plain: UnsafeRawPointer, into text: UnsafeMutableRawPointer, length: Int, counter: UInt64
+        ) {
             let nonce = Nonce(counter)
             let bytes = unsafe text.assumingMemoryBound(to: UInt8.self)
+            let source = unsafe plain.assumingMemoryBound(to: UInt8.self)
             switch backEnd {
             case .boringSSL:
                 var tagLength = 0
                 let isSealed = unsafe nonce.withBytes {
                     unsafe CCryptoBoringSSL_EVP_AEAD_CTX_seal_scatter(
-                        context, bytes, bytes + length, &tagLength, 16, $0, 12, bytes, length, nil, 0, nil, 0)
+                        context, bytes, bytes + length, &tagLength, 16, $0, 12, source, length, nil, 0, nil, 0
+                    )
                 }
                 precondition(isSealed == 1, "only overlong input is refused, and packets are short")
             case .sodium:
                 let key = unsafe self.key.assumingMemoryBound(to: UInt8.self)
                 unsafe nonce.withBytes {
                     _ = unsafe crypto_aead_chacha20poly1305_ietf_encrypt_detached(
-                        bytes, bytes + length, nil, bytes, UInt64(length), nil, 0, nil, $0, key)
+                        bytes, bytes + length, nil, source, UInt64(length), nil, 0, nil, $0, key)
                 }
             }
         }

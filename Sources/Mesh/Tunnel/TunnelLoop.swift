@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import LinuxIO
+
+/// The thread of a `WireGuardTunnel`: owns the TUN device, the sockets and all peers, and runs each burst
+/// to completion. Packets from the device are cut, sealed into the memory that the next send takes, and
+/// sent; datagrams are opened where the kernel put them, joined, and written to the device. Nothing
+/// allocates, locks or counts references per packet.
+package struct TunnelLoop: ~Copyable {
+    /// What was moved and what was lost, in packets unless said otherwise.
+    package struct Counters: Sendable {
+        /// Reads of the device that brought something, and the packets that they stood for.
+        package var deviceReads: UInt64 = 0
+        package var devicePackets: UInt64 = 0
+        /// Writes to the device, and the packets that they stood for.
+        package var deviceWrites: UInt64 = 0
+        package var deviceWrittenPackets: UInt64 = 0
+        /// Writes that the device refused.
+        package var deviceRefused: UInt64 = 0
+        /// Packets from the device that are malformed, belong to no peer, or to one without end point.
+        package var malformed: UInt64 = 0
+        package var unroutable: UInt64 = 0
+        package var withoutEndpoint: UInt64 = 0
+        /// Receiving calls, messages and datagrams.
+        package var receives: UInt64 = 0
+        package var receivedMessages: UInt64 = 0
+        package var receivedDatagrams: UInt64 = 0
+    }
+
+    enum Source: UInt64 {
+        case wakeUp, device, udp4, udp6, link
+    }
+
+    /// Room before the packet: virtio header, and what keeps it aligned.
+    static let headRoom = 64
+    /// What is read from the device at most: head-room, a super-packet, and room for padding behind it.
+    static let packetBytes = headRoom + 65_536 + 64
+
+    let options: WireGuardTunnel.Options
+    let mailbox: TunnelMailbox
+    let epoll: Epoll
+    let events = EpollEvents()
+    let linkMonitor: LinkMonitor
+    let tun: TUNDevice
+    var v4: UDPSocket?
+    var v6: UDPSocket?
+    var received = ReceiveBurst()
+    var receiveLimit = 4
+    var burst = SendBurst()
+    var parts = PacketParts()
+    var coalescer: Coalescer
+    let packet = ScratchMemory(byteCount: Self.packetBytes)
+    /// Template of a header, and room for virtio headers.
+    let scratch = ScratchMemory(byteCount: Segmenter.headerLimit + 64)
+
+    /// All peers and sessions.
+    package var device: WireGuard.Device
+    /// By slot of the peer.
+    var endpoints: [KernelAddress?] = []
+    /// The peer that the last packet went to.
+    var lastDestination: IPAddress?
+    var lastPeer: WireGuard.PeerIndex?
+    /// The table of prefixes that this was looked up in.
+    var lastVersion: UInt64 = 0
+
+    /// The moment that the current turn began.
+    package internal(set) var now: Instant
+    /// The port to bind to; 0: the kernel chooses when the link comes up.
+    package internal(set) var listenPort: UInt16 = 0
+    /// `SO_MARK` of what is sent; 0 for none.
+    package internal(set) var firewallMark: UInt32 = 0
+    /// Whether the link is up, and with it the sockets.
+    package internal(set) var isUp = false
+    /// What happened so far.
+    package internal(set) var counters = Counters()
+    var isRunning = true
+
+    init(name: String, options: WireGuardTunnel.Options, mailbox: TunnelMailbox) throws(SystemError) {
+        let epoll = try Epoll()
+        let tun = try TUNDevice(name: name, offload: options.deviceOffload)
+        let linkMonitor = try LinkMonitor()
+        try tun.setMTU(options.mtuBytes)
+        try epoll.add(mailbox.wakeUp.number, .read, token: Source.wakeUp.rawValue)
+        try epoll.add(linkMonitor.number, .read, token: Source.link.rawValue)
+        try epoll.add(tun.number, .read, token: Source.device.rawValue)
+
+        self.options = options
+        self.mailbox = mailbox
+        now = Instant(nanoseconds: Clock.monotonicNanoseconds())
+        device = WireGuard.Device(
+            privateKey: nil, mtu: options.mtuBytes, limits: options.limits, backEnd: options.backEnd)
+        coalescer = Coalescer(
+            joinsTCP: tun.offload.contains(.tcp), joinsUDP: tun.offload.contains(.udp))
+        self.epoll = epoll
+        self.tun = tun
+        self.linkMonitor = linkMonitor
+        v4 = nil
+        v6 = nil
+    }
+
+    private func reportOffload() {
+        if !tun.offload.contains(.header) {
+            options.log("TUN: no virtio header, so one packet per read and write")
+        } else if !tun.offload.contains(.tcp) {
+            options.log("TUN: no TCP offload, so one packet per read and write")
+        } else if !tun.offload.contains(.udp) {
+            options.log("TUN: no UDP offload (Linux 6.2 has it), so one datagram per read and write")
+        }
+    }
+
+    /// A short queue, and super-packets that fill one send exactly.
+    func limitQueue() {
+        do {
+            try tun.setQueueLength(options.queueLength)
+            let segments = DatagramRun.lengthLimit / (device.mtu + WireGuard.overhead)
+            try tun.setSegmentLimits(
+                count: max(1, min(segments, DatagramRun.countLimit)), bytes: 65_536)
+        } catch {
+            options.log("TUN: limits stay as they are (\(error))")
+        }
+    }
+
+    // MARK: The loop
+
+    /// Runs until told to stop or the device is gone.
+    mutating func run() {
+        reportOffload()
+        limitQueue()
+        checkLink()
+        while isRunning {
+            let count = wait()
+            now = Instant(nanoseconds: Clock.monotonicNanoseconds())
+            for index in 0..<count {
+                switch Source(rawValue: events[index].token) {
+                case .wakeUp: readMailbox()
+                case .device: readDevice()
+                case .udp4: receive(isV4: true)
+                case .udp6: receive(isV4: false)
+                case .link: if linkMonitor.drain() { checkLink() }
+                case nil: break
+                }
+            }
+            if now >= device.nextDeadline { device.handleTimeout(now: now) }
+            if device.hasOutput { sendControl() }
+            flush()
+        }
+        mailbox.close()
+    }
+
+    private func wait() -> Int {
+        let deadline = device.nextDeadline
+        let timeout = deadline == .never ? nil : deadline.since(now).nanoseconds
+        do {
+            return try epoll.wait(timeoutNanoseconds: timeout, into: events)
+        } catch {
+            preconditionFailure("epoll of the tunnel: \(error)")  // only a closed descriptor can cause this
+        }
+    }
+
+    private mutating func readMailbox() {
+        let (messages, isStopping) = mailbox.takeAll()
+        for message in messages { message.run(&self) }
+        if isStopping { isRunning = false }
+    }
+
+    /// The device was deleted.
+    mutating func deviceIsGone() {
+        guard isRunning else { return }
+        isRunning = false
+        options.log("the device is gone")
+        options.ended()
+    }
+
+    /// Handshakes, keepalives, packets that waited for a handshake.
+    mutating func sendControl() {
+        while device.hasOutput {
+            if burst.isFull(for: device.outputSize) { flush() }
+            let place = unsafe UnsafeMutableRawBufferPointer(rebasing: burst.memory[burst.used...])
+            let wall = Clock.wallTime()
+            let time = WireGuard.WallTime(
+                seconds: UInt64(max(0, wall.seconds)), nanoseconds: wall.nanoseconds)
+            guard let output = unsafe device.nextOutput(into: place, now: now, wallTime: time) else { break }
+            guard isUp else { continue }
+            if let endpoint = kernelEndpoint(of: output.peer) {
+                burst.append(output.length, to: endpoint)
+            } else {
+                counters.withoutEndpoint &+= 1
+            }
+        }
+    }
+
+    /// Gives everything sealed to the kernel.
+    mutating func flush() {
+        guard !burst.isEmpty else { return }
+        _ = burst.flush(v4: &v4, v6: &v6)
+    }
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import LinuxIO
+internal import Synchronization
+
+/// A WireGuard interface of its own: a TUN device, UDP sockets of both families, and one thread that moves
+/// packets between them. What `coder wireguard` runs; knows nothing of netstack, discovery or relays. The
+/// owner configures it through `perform`; any thread may call.
+///
+/// The device exists from `init` to `close`. Traffic flows while its link is up (`ip link set NAME up`).
+public final class WireGuardTunnel: Sendable {
+    /// Choices that are made once.
+    public struct Options: Sendable {
+        /// Largest inner packet that the device begins with; `ip link set NAME mtu` changes it later.
+        public var mtuBytes = 1420
+        /// What to ask the TUN device for; less is granted by older kernels.
+        public var deviceOffload = TUNDevice.Offload.all
+        /// Whether to send with `UDP_SEGMENT`.
+        public var usesSegmentation = true
+        /// Packets or super-packets that wait for us in the kernel. Short, so that a ping does not wait
+        /// long behind a stream; `wireguard-go` leaves it at 500.
+        public var queueLength = 32
+        /// One line for each feature that is missing, and for what happens to the link.
+        public var log: @Sendable (String) -> Void = { _ in }
+        /// Called once when the tunnel ended by itself, because the device was deleted.
+        public var ended: @Sendable () -> Void = {}
+        package var limits = WireGuard.Limits()
+        package var backEnd = WireGuard.PacketCipher.preferred
+
+        /// The defaults.
+        public init() {}
+    }
+
+    /// The device's name, as the kernel gave it.
+    public let name: String
+    private let mailbox: TunnelMailbox
+    private let thread: DedicatedThread
+    private let isClosed = Mutex(false)
+
+    /// Creates the TUN device in the caller's network namespace and starts the thread. Needs CAP_NET_ADMIN.
+    public init(name: String, options: Options = Options()) throws(SystemError) {
+        let mailbox = try TunnelMailbox()
+        let loop = try TunnelLoop(name: name, options: options, mailbox: mailbox)
+        self.name = loop.tun.name
+        self.mailbox = mailbox
+        let box = TunnelBox(loop)
+        thread = try DedicatedThread(name: "wireguard") {
+            guard var loop = box.take() else { return }
+            loop.run()
+        }
+    }
+
+    deinit { close() }
+
+    /// Runs `body` on the tunnel's thread between two bursts and waits for it. Nil when the tunnel has ended.
+    /// Do not call from `body` or from the log.
+    package func perform<R: Sendable>(_ body: @escaping @Sendable (inout TunnelLoop) -> R) -> R? {
+        guard let done = try? WakeUp() else { return nil }
+        let result = TunnelResult<R>()
+        let message = TunnelMailbox.Message(
+            run: { loop in
+                result.set(body(&loop))
+                done.signal()
+            }, cancel: { done.signal() })
+        guard mailbox.post(message) else { return nil }
+        done.wait()
+        return result.take()
+    }
+
+    /// Ends the tunnel and deletes the device. Returns when both are done.
+    public func close() {
+        let isFirst = isClosed.withLock { isClosed in
+            defer { isClosed = true }
+            return !isClosed
+        }
+        guard isFirst else { return }
+        mailbox.stop()
+        thread.join()
+    }
+}
+
+/// Hands the loop to its thread.
+private final class TunnelBox: Sendable {
+    private let cell: Mutex<TunnelLoop?>
+
+    init(_ loop: consuming sending TunnelLoop) { cell = Mutex(loop) }
+
+    func take() -> TunnelLoop? { cell.withLock { $0.take() } }
+}
+
+/// What `perform` waits for.
+private final class TunnelResult<R: Sendable>: Sendable {
+    private let value = Mutex<R?>(nil)
+
+    func set(_ new: R) { value.withLock { $0 = new } }
+    func take() -> R? { value.withLock { $0.take() } }
+}
