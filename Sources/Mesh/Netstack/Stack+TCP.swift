@@ -232,7 +232,9 @@ extension Stack {
             connections[slot].isOrphan
         else { return false }
         if connections[slot].usesTimestamps, segment.hasTimestamp {
-            return Int32(bitPattern: segment.timestamp &- connections[slot].recentTimestamp) > 0
+            let age = Int32(bitPattern: segment.timestamp &- connections[slot].recentTimestamp)
+            // The clock ticks once in a millisecond: within a tick the sequence number decides.
+            if age != 0 { return age > 0 }
         }
         return segment.sequence > connections[slot].receiveNext
     }
