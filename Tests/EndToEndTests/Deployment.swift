@@ -5,8 +5,16 @@ import Testing
 
 /// A server, an agent and a user's machine on three hosts, as a new user would set them up.
 final class Deployment: Sendable {
-    static let binary = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
-        .deletingLastPathComponent().appending(path: ".build/release/coder").path
+    /// The program that was built together with these tests.
+    static let binary: String = {
+        let beside = URL(filePath: "/proc/self/exe").resolvingSymlinksInPath().deletingLastPathComponent()
+        let candidates = [
+            beside.appending(path: "coder"),
+            URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+                .deletingLastPathComponent().appending(path: ".build/release/coder"),
+        ]
+        return (candidates.first { FileManager.default.fileExists(atPath: $0.path) } ?? candidates[1]).path
+    }()
     static let password = "Correct-Horse-7-Battery"
 
     let lab: Lab

@@ -34,13 +34,16 @@ struct MeshLoad: Sendable {
     /// Seconds after which the test gives up, or for which `connects` runs.
     var seconds = 30.0
     var checks = true
+    /// Bytes per second over all streams, for `up` and `both`; 0 for as fast as it goes.
+    var rate = 0
 
     /// From words: `up [fd7a::1]:5001 streams=4 bytes=1G`.
     init(_ words: [String]) throws {
         guard words.count >= 2, let kind = Kind(rawValue: words[0]), let target = SocketAddress(words[1])
         else {
             let kinds = Kind.allCases.map(\.rawValue).joined(separator: "|")
-            throw CommandError("load (\(kinds)) ADDRESS:PORT [streams= bytes= size= count= seconds= check=]")
+            throw CommandError(
+                "load (\(kinds)) ADDRESS:PORT [streams= bytes= size= count= seconds= rate= check=]")
         }
         self.kind = kind
         self.target = target
@@ -56,6 +59,7 @@ struct MeshLoad: Sendable {
             case "size" where 1...Double(1 << 20) ~= number: size = Int(number)
             case "count" where 1...1e9 ~= number: count = Int(number)
             case "seconds" where 0.01...86_400 ~= number: seconds = number
+            case "rate" where 0...1e12 ~= number: rate = Int(number)
             case "check": checks = number != 0
             default: throw CommandError("load: unknown or out of range: \"\(word)\"")
             }
@@ -167,7 +171,7 @@ struct MeshLoad: Sendable {
         let mine = share(bytes, index)
         switch kind {
         case .up:
-            try socket.writePattern(mine) { part.bytes += $0 }
+            try socket.writePattern(mine, rate: rate / streams) { part.bytes += $0 }
             socket.finishWriting()
             let answer = try socket.line()
             guard checks else { break }
@@ -179,7 +183,7 @@ struct MeshLoad: Sendable {
             try receive(socket, start, &part, until: checks ? .max : mine)
             if checks { part.isExact = part.isExact && part.bytes == mine }
         case .both:
-            let (number, writer) = (socket.number, try Self.writer(socket, mine))
+            let (number, writer) = (socket.number, try writer(socket, mine))
             try receive(socket, start, &part, until: mine)
             shutdown(number, Int32(SHUT_RDWR))
             writer.join()
@@ -189,13 +193,14 @@ struct MeshLoad: Sendable {
         }
     }
 
-    private static func writer(_ socket: borrowing MeshSocket, _ count: Int) throws -> DedicatedThread {
+    private func writer(_ socket: borrowing MeshSocket, _ count: Int) throws -> DedicatedThread {
+        let rate = rate / streams
         let copy = fcntl(socket.number, F_DUPFD_CLOEXEC, 3)
         guard copy >= 0 else { throw SystemError(call: "fcntl") }
         return try DedicatedThread(name: "mesh-load-up") {
             // What goes wrong shows on the reading side: bytes are missing.
             guard let socket = try? MeshSocket(OwnedDescriptor(taking: copy)) else { return }
-            try? socket.writePattern(count)
+            try? socket.writePattern(count, rate: rate)
             socket.finishWriting()
         }
     }

@@ -86,14 +86,22 @@ struct MeshSocket: ~Copyable {
         try Descriptor.writeAll(number, bytes)
     }
 
-    /// Writes so many bytes of the pattern.
-    func writePattern(_ count: Int, from start: Int = 0, _ written: (Int) -> Void = { _ in }) throws {
+    /// Writes so many bytes of the pattern, at most `rate` of them in a second when it is not 0.
+    func writePattern(
+        _ count: Int, from start: Int = 0, rate: Int = 0, _ written: (Int) -> Void = { _ in }
+    ) throws {
+        let began = Clock.monotonicNanoseconds()
+        let limit = rate == 0 ? 256 << 10 : max(1, min(rate / 50, 256 << 10))
         var offset = start
         while offset < start + count {
-            let piece = min(start + count - offset, 256 << 10)
+            let piece = min(start + count - offset, limit)
             try MeshPattern.with(at: offset, limit: piece) { try write($0) }
             offset += piece
             written(piece)
+            guard rate > 0 else { continue }
+            let due = Double(offset - start) / Double(rate)
+            let early = due - Double(Clock.monotonicNanoseconds() - began) / 1e9
+            if early > 0.001 { _ = poll(nil, 0, Int32(early * 1_000)) }
         }
     }
 
