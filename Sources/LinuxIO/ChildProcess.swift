@@ -112,7 +112,8 @@ public struct ChildProcess: ~Copyable, Sendable {
 
 /// Memory of this program.
 public enum ProgramMemory {
-    /// Returns what all threads have freed to the system. Costs milliseconds: for moments of rest.
+    /// Returns what all threads have freed to the system, and the mapped pages of code, of which the needed ones come
+    /// back from the page cache. Costs milliseconds: for moments of rest.
     public static func releaseFree() { clinux_trim_memory() }
 }
 

@@ -45,7 +45,7 @@ int clinux_unix_listen(const char *path);
 int clinux_accept(int listener, struct clinux_address *peer);
 // Blocks SIGPIPE in the calling thread, so that a write into a closed pipe is an error and no death.
 void clinux_block_sigpipe(void);
-// Returns free memory of all threads to the system.
+// Returns free memory of all threads to the system, and mapped pages of code; the needed ones come back by themselves.
 void clinux_trim_memory(void);
 
 #endif
