@@ -91,8 +91,8 @@ if !pureOnly {
         .target(
             name: "Server",
             dependencies: nio + [
-                "RPC", "Coordinator", "DERPRelay", "Mesh", "CPQ", "LinuxIO", log, crypto, protobuf,
-                .product(name: "CryptoExtras", package: "swift-crypto"),
+                "RPC", "Coordinator", "DERPRelay", "HTTPTransport", "Mesh", "CPQ", "LinuxIO", log, crypto,
+                protobuf, .product(name: "CryptoExtras", package: "swift-crypto"),
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),

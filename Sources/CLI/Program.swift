@@ -9,22 +9,25 @@ public struct Hooks: Sendable {
     public var version: String
     /// The server, where the executable contains it.
     public var server: ServerHook?
+    /// The relay, where the executable contains it.
+    public var relay: ServerHook?
 
-    /// A program without server unless one is given.
-    public init(version: String, server: ServerHook? = nil) {
+    /// A program without server and relay unless they are given.
+    public init(version: String, server: ServerHook? = nil, relay: ServerHook? = nil) {
         self.version = version
         self.server = server
+        self.relay = relay
     }
 }
 
-/// `coder server`: its options join the table, its action runs it.
+/// `coder server` or `coder relay`: its options join the table, its action runs it.
 public struct ServerHook: Sendable {
     /// Rows of the option table.
     public var options: [CommandOption]
-    /// Runs the server until it is told to stop, and returns the exit status. A thrown error is shown in one line.
+    /// Runs it until it is told to stop, and returns the exit status. A thrown error is shown in one line.
     public var run: @Sendable (ServerInvocation) async throws -> Int32
 
-    /// A server with its options.
+    /// A program with its options.
     public init(
         options: [CommandOption], run: @escaping @Sendable (ServerInvocation) async throws -> Int32
     ) {

@@ -43,13 +43,28 @@ struct FrameQueue: ~Copyable {
         return memory! + tail
     }
 
-    /// Drops the oldest frame; returns whether it is a discovery message.
-    mutating func dropFirst() {
-        head += popEntry()
+    /// Whole frames from the front, up to `limit` bytes but at least one.
+    func prefix(_ limit: Int) -> UnsafeRawBufferPointer {
+        guard let entries, bytes > limit else { return contents }
+        var count = 0
+        for index in 0..<frames {
+            let entry = entries[(firstEntry + index) & (entryCapacity - 1)]
+            let length = Int(truncatingIfNeeded: entry & 0xffff_ffff)
+            if count > 0, count + length > limit { break }
+            count += length
+        }
+        return UnsafeRawBufferPointer(rebasing: contents[..<count])
+    }
+
+    /// Drops the oldest frame; returns its length.
+    mutating func dropFirst() -> Int {
+        let length = popEntry()
+        head += length
         if frames == 0 {
             head = 0
             tail = 0
         }
+        return length
     }
 
     /// Takes `written` bytes from the front. Bytes of a frame that was only begun are appended to `rest` and taken,

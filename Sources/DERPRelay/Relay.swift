@@ -11,8 +11,10 @@ internal import Synchronization
 /// WebSocket connections come as the other end of a socket pair.
 public final class Relay: Sendable {
     enum Command: Sendable {
-        case adopt(Int32, leftover: [UInt8])
-        case drain(untilNanoseconds: UInt64)
+        case adopt(Int32, leftover: [UInt8], source: String)
+        case link(Int32, leftover: [UInt8], ended: @Sendable (LinkEnd) -> Void)
+        case admitted(UInt64, Bool)
+        case drain(untilNanoseconds: UInt64, waitsForClients: Bool)
         case stop
     }
 
@@ -23,6 +25,23 @@ public final class Relay: Sendable {
         let isStopped = Atomic<Bool>(false)
 
         init() throws(SystemError) { wakeUp = try WakeUp() }
+
+        func post(_ command: Command) {
+            commands.withLock { $0.append(command) }
+            wakeUp.signal()
+        }
+    }
+
+    /// Why a connection to another relay is over.
+    public enum LinkEnd: Hashable, Sendable {
+        /// It leads to this relay itself: do not try again.
+        case isSelf
+        /// The other relay did not accept us.
+        case closed
+        /// It worked before.
+        case lost
+        /// This relay stopped, or has no mesh key.
+        case stopped
     }
 
     /// The key that clients seal their login for; also the `Derp-Public-Key` header of the upgrade.
@@ -48,35 +67,55 @@ public final class Relay: Sendable {
     }
 
     /// Takes over an upgraded connection, a stream socket. `leftover`: bytes of the client that were read together
-    /// with its HTTP request.
-    public func adopt(_ descriptor: consuming OwnedDescriptor, leftover: [UInt8] = []) {
+    /// with its HTTP request. `source`: its address, for `verify`.
+    public func adopt(
+        _ descriptor: consuming OwnedDescriptor, leftover: [UInt8] = [], source: String = ""
+    ) {
         let number = descriptor.release()
-        let isTaken = mailbox.commands.withLock { commands in
-            guard !mailbox.isStopped.load(ordering: .acquiring) else { return false }
-            commands.append(.adopt(number, leftover: leftover))
-            return true
+        if !postUnlessStopped(.adopt(number, leftover: leftover, source: source)) {
+            OwnedDescriptor(taking: number).close()
         }
-        if isTaken { mailbox.wakeUp.signal() } else { OwnedDescriptor(taking: number).close() }
+    }
+
+    /// Takes over a connection that was opened to another relay of the mesh and upgraded there: logs in, hears who is
+    /// connected there, and forwards packets to them. `ended` is called once, on the relay's thread: try again then,
+    /// after a while.
+    public func link(
+        _ descriptor: consuming OwnedDescriptor, leftover: [UInt8] = [],
+        ended: @escaping @Sendable (LinkEnd) -> Void
+    ) {
+        let number = descriptor.release()
+        if !postUnlessStopped(.link(number, leftover: leftover, ended: ended)) {
+            OwnedDescriptor(taking: number).close()
+            ended(.stopped)
+        }
     }
 
     /// What the relay did so far.
     public var counters: Counters { mailbox.counters.withLock { $0 } }
 
-    /// Tells all clients to come back in a moment, gives what waits up to `nanoseconds` to leave, and ends.
-    public func drain(nanoseconds: UInt64 = 500_000_000) {
-        post(.drain(untilNanoseconds: Clock.monotonicNanoseconds() + nanoseconds))
+    /// Tells all clients to connect again, and ends: as soon as that is said, or when they have left. Until then
+    /// packets go on. Never later than after `nanoseconds`. Waits for the thread.
+    public func drain(nanoseconds: UInt64 = 500_000_000, waitsForClients: Bool = false) {
+        let until = Clock.monotonicNanoseconds() + nanoseconds
+        mailbox.post(.drain(untilNanoseconds: until, waitsForClients: waitsForClients))
         join()
     }
 
     /// Closes all connections and ends the thread.
     public func close() {
-        post(.stop)
+        mailbox.post(.stop)
         join()
     }
 
-    private func post(_ command: Command) {
-        mailbox.commands.withLock { $0.append(command) }
-        mailbox.wakeUp.signal()
+    private func postUnlessStopped(_ command: Command) -> Bool {
+        let isTaken = mailbox.commands.withLock { commands in
+            guard !mailbox.isStopped.load(ordering: .acquiring) else { return false }
+            commands.append(command)
+            return true
+        }
+        if isTaken { mailbox.wakeUp.signal() }
+        return isTaken
     }
 
     private func join() {
@@ -84,8 +123,7 @@ public final class Relay: Sendable {
     }
 
     deinit {
-        mailbox.commands.withLock { $0.append(.stop) }
-        mailbox.wakeUp.signal()
+        mailbox.post(.stop)
         if !isJoined.load(ordering: .acquiring) { thread.detach() }
     }
 }

@@ -9,10 +9,17 @@ extension Relay {
         public var privateKey: PrivateKey
         /// Shared secret of the relays of one region; empty: no other relay is known.
         public var meshKey = ""
-        /// Who may log in; nil: everybody. Called on the relay's thread, so it must only look something up.
-        public var admit: (@Sendable (NodePublicKey) -> Bool)?
+        /// Asked for each client that proved its key, with its address: call `answer` once, from anywhere. The client
+        /// waits, for as long as logins may take. Nil: everybody may come. Other relays of the mesh are not asked for.
+        public var verify: Verify?
         /// Bounds.
         public var limits = Limits()
+
+        /// See `verify`. Called on the relay's thread: it must not wait.
+        public typealias Verify =
+            @Sendable (
+                _ key: NodePublicKey, _ source: String, _ answer: @escaping @Sendable (Bool) -> Void
+            ) -> Void
 
         /// A relay that admits everybody.
         public init(privateKey: PrivateKey) { self.privateKey = privateKey }
@@ -22,16 +29,39 @@ extension Relay {
     public struct Limits: Sendable {
         /// Connections at a time. Further ones are closed at once.
         public var connections = 65_536
-        /// Packets that wait for one client, in each of its two queues. As upstream; then the oldest goes.
-        public var queuePackets = 512
+        /// Packets that wait for one client: discovery and all else are counted apart. Upstream has 512, which is
+        /// less than one read of small packets.
+        public var queuePackets = 4_096
         /// Bytes that wait for one client. `derp.md` D18.
         public var queueBytes = 1 << 20
         /// Bytes that wait for all clients; beyond it each may keep only `crowdedQueueBytes`.
         public var totalQueueBytes = 256 << 20
         /// See `totalQueueBytes`.
         public var crowdedQueueBytes = 64 << 10
-        /// Packets that waited longer are of no use to anyone.
-        public var queueNanoseconds: UInt64 = 5_000_000_000
+        /// Packets that waited longer are of no use to anyone: their senders sent them again.
+        public var queueNanoseconds: UInt64 = 1_000_000_000
+        /// The same for discovery, whose answers are awaited for 5 s.
+        public var discoQueueNanoseconds: UInt64 = 5_000_000_000
+        /// A sender to one client alone is not read while more than this waits for that client…
+        public var pauseBytes = 64 << 10
+        /// …until it is no more than this,
+        public var resumeBytes = 16 << 10
+        /// or this time has passed: what it has for others must not wait longer. 0: senders are never slowed down.
+        public var pauseNanoseconds: UInt64 = 200_000_000
+        /// How long a sender must not have sent to anybody else.
+        public var singleNanoseconds: UInt64 = 200_000_000
+        /// Rate that each client may send with; beyond it is not read. 0: no limit. Other relays are exempt.
+        public var bytesPerSecond = 0
+        /// What it may send at once. At least one packet of the largest size fits.
+        public var burstBytes = 1 << 20
+        /// Rate told to clients, which then drop what exceeds it themselves. 0: none.
+        public var advertisedBytesPerSecond = 0
+        /// What they may send at once.
+        public var advertisedBurstBytes = 0
+        /// Keys that another relay may have.
+        public var remoteKeys = 1 << 20
+        /// News that wait for another relay which takes none; then it has to connect again.
+        public var watcherBytes = 64 << 20
         /// Bytes of begun frames that all clients together may leave us with.
         public var partialBytes = 64 << 20
         /// From the connection to the login. `derp.md` §3.
@@ -67,6 +97,12 @@ extension Relay {
         public var packetsSent: UInt64 = 0
         /// Packets from other relays.
         public var packetsForwardedIn: UInt64 = 0
+        /// Packets given to other relays.
+        public var packetsForwardedOut: UInt64 = 0
+        /// How often a sender was not read because its destination took less.
+        public var pauses: UInt64 = 0
+        /// How often a sender was not read because its rate was used up.
+        public var rateLimited: UInt64 = 0
         /// Dropped: nobody has this key here.
         public var droppedUnknown: UInt64 = 0
         /// Dropped: nobody has the key of a forwarded packet here.
@@ -97,7 +133,7 @@ extension Relay {
         public var homeMovesOut: UInt64 = 0
         /// Closed: login too late.
         public var loginTimeouts: UInt64 = 0
-        /// Closed: login refused, by its box or by `admit`.
+        /// Closed: login refused, by its box or by `verify`.
         public var loginsRefused: UInt64 = 0
         /// Closed: something that is not allowed.
         public var protocolErrors: UInt64 = 0
@@ -111,6 +147,10 @@ extension Relay {
         public var homeConnections = 0
         /// Gauge: keys logged in.
         public var clients = 0
+        /// Gauge: keys that other relays of the mesh have.
+        public var remoteClients = 0
+        /// Gauge: connections to other relays.
+        public var links = 0
         /// Gauge: keys with more than one connection.
         public var duplicateKeys = 0
         /// Gauge: other relays that watch who is here.
@@ -144,6 +184,8 @@ extension Relay.Counters {
             ("bytes_sent_total", bytesSent),
             ("packets_received_total", packetsReceived), ("packets_sent_total", packetsSent),
             ("packets_dropped_total", packetsDropped), ("packets_forwarded_in_total", packetsForwardedIn),
+            ("packets_forwarded_out_total", packetsForwardedOut), ("sender_pauses_total", pauses),
+            ("rate_limited_total", rateLimited),
             ("home_moves_in_total", homeMovesIn), ("home_moves_out_total", homeMovesOut),
             ("got_ping_total", pingsReceived), ("sent_pong_total", pongsSent),
             ("peer_gone_disconnected_total", peerGoneDisconnected),
@@ -179,9 +221,9 @@ extension Relay.Counters {
             ])
         let gauges = [
             ("connections", "\(connections)"), ("home_connections", "\(homeConnections)"),
-            ("clients", "\(clients)"),
-            ("clients_local", "\(clients)"), ("duplicate_keys", "\(duplicateKeys)"),
-            ("watchers", "\(watchers)"),
+            ("clients", "\(clients + remoteClients)"), ("clients_local", "\(clients)"),
+            ("clients_remote", "\(remoteClients)"), ("duplicate_keys", "\(duplicateKeys)"),
+            ("watchers", "\(watchers)"), ("mesh_links", "\(links)"),
             ("queued_bytes", "\(queuedBytes)"), ("average_queue_duration_ms", "\(averageQueueMilliseconds)"),
         ]
         for (name, value) in gauges { add(name, "gauge", [("", value)]) }

@@ -9,7 +9,8 @@ extension RelayLoop {
     /// Consecutive packets for one client, rewritten in place in the read buffer: they leave in one call when nothing
     /// waits for that client.
     private struct Run {
-        var target: RelayClient
+        let target: RelayClient
+        let source: UInt64
         var start: Int
         var end: Int
         var frames: UInt64
@@ -31,7 +32,7 @@ extension RelayLoop {
                 } else {
                     handle(client, input, bytes)
                 }
-                if client.isClosed { break }
+                if client.isClosed || client.pauses.contains(.admission) { break }
             }
         } catch {
             if client.session.isOpen || client.key != nil {
@@ -53,6 +54,7 @@ extension RelayLoop {
         {
             key.noteSpeaker(client)
         }
+        pauseForDestination(client)
     }
 
     private func handle(_ client: RelayClient, _ input: DERPServerSession.Input, _ bytes: RawSpan) {
@@ -66,10 +68,9 @@ extension RelayLoop {
             // One pong waits at a time; a client that does not read gets no second one.
             guard client.control.isEmpty else { return }
             counters.pongsSent += 1
-            let data = (0..<8).map { UInt8(truncatingIfNeeded: number >> (56 - 8 * UInt64($0))) }
-            sendControl(DERP.frame(.pong, data), to: client)
+            sendControl(DERP.frame(.pong, Self.bytes(number)), to: client)
         case .forward(let source, let destination, let payload):
-            forward(from: ClientKey(source), to: ClientKey(destination), payload)
+            forwardIn(from: ClientKey(source), to: ClientKey(destination), payload)
         case .watchConnections:
             watch(client)
         case .closePeer(let key):
@@ -89,8 +90,14 @@ extension RelayLoop {
         counters.packetsReceived += 1
         let isDisco = isDisco(payload)
         if isDisco { counters.discoReceived += 1 }
-        guard let source = client.ownKey, let target = target(of: client, destination) else {
-            drop(client, destination, isDisco: isDisco)
+        guard let source = client.ownKey else { return }
+        guard let target = target(of: client, destination, isDisco: isDisco) else {
+            let frame = payload.lowerBound - DERP.headerBytes - DERP.keyBytes..<payload.upperBound
+            if keys[destination] == nil, let link = link(to: destination) {
+                forwardOut(client, source, to: link, frame, isDisco: isDisco)
+            } else {
+                drop(client, destination, isDisco: isDisco)
+            }
             return
         }
         // SendPacket and RecvPacket have the same length: only type and key differ.
@@ -99,7 +106,7 @@ extension RelayLoop {
         source.store(to: buffer.baseAddress! + start + DERP.headerBytes)
         if target.hasOutput || target.isBlocked {
             finish(&run)
-            enqueue(start..<payload.upperBound, to: target, isDisco: isDisco)
+            enqueue(start..<payload.upperBound, to: target, isDisco: isDisco, source: client.number)
             return
         }
         if run?.target === target, run?.end == start {
@@ -110,35 +117,34 @@ extension RelayLoop {
         finish(&run, isLast: false)
         // Finishing may have queued for this very client.
         if target.hasOutput || target.isBlocked || target.isClosed {
-            if !target.isClosed { enqueue(start..<payload.upperBound, to: target, isDisco: isDisco) }
+            if !target.isClosed {
+                enqueue(start..<payload.upperBound, to: target, isDisco: isDisco, source: client.number)
+            }
             return
         }
-        run = Run(target: target, start: start, end: payload.upperBound, frames: 1)
+        run = Run(
+            target: target, source: client.number, start: start, end: payload.upperBound, frames: 1)
     }
 
     /// The connection that gets packets for `destination`, and a note that `client` sent there.
-    private func target(of client: RelayClient, _ destination: ClientKey) -> RelayClient? {
+    private func target(of client: RelayClient, _ destination: ClientKey, isDisco: Bool) -> RelayClient? {
         if client.lastDestination == destination, let active = client.lastTarget?.active,
             active.number == client.lastTargetClient
         {
             return active
         }
         guard let key = keys[destination], let active = key.active else { return nil }
+        if let own = client.key { own.sentTo.insert(active.number) { clients[$0] != nil } }
+        // Discovery goes to many and is too small to matter.
+        guard !isDisco || client.lastDestination == nil else { return active }
+        if client.lastDestination != nil, client.lastDestination != destination { client.switchedAt = now }
         client.lastDestination = destination
         client.lastTarget = key
         client.lastTargetClient = active.number
-        if let own = client.key { noteSent(own, to: active) }
         return active
     }
 
-    private func noteSent(_ key: KeyState, to client: RelayClient) {
-        key.sentTo.insert(client.number)
-        guard key.sentTo.count >= key.sentToPruneAt else { return }
-        key.sentTo = key.sentTo.filter { clients[$0] != nil }
-        key.sentToPruneAt = max(64, key.sentTo.count * 2)
-    }
-
-    private func isDisco(_ payload: Range<Int>) -> Bool {
+    func isDisco(_ payload: Range<Int>) -> Bool {
         guard payload.count >= Disco.headerBytes, buffer[payload.lowerBound] == 0x54 else { return false }
         return Disco.looksLikeDisco(UnsafeRawBufferPointer(rebasing: buffer[payload]).bytes)
     }
@@ -188,7 +194,7 @@ extension RelayLoop {
         while start < ready.end {
             let end = start + frameLength(start)
             let payload = start + DERP.headerBytes + DERP.keyBytes..<end
-            enqueue(start..<end, to: target, isDisco: isDisco(payload))
+            enqueue(start..<end, to: target, isDisco: isDisco(payload), source: ready.source)
             start = end
         }
     }
@@ -212,130 +218,8 @@ extension RelayLoop {
     }
 
     /// Copies a whole frame into a client's queue; the oldest go when it is full.
-    private func enqueue(_ frame: Range<Int>, to target: RelayClient, isDisco: Bool) {
-        let destination = append(frame.count, to: target, isDisco: isDisco)
+    private func enqueue(_ frame: Range<Int>, to target: RelayClient, isDisco: Bool, source: UInt64) {
+        let destination = append(frame.count, to: target, isDisco: isDisco, source: source)
         destination.copyMemory(from: buffer.baseAddress! + frame.lowerBound, byteCount: frame.count)
-    }
-
-    private func append(_ length: Int, to target: RelayClient, isDisco: Bool) -> UnsafeMutableRawPointer {
-        let byteLimit = queuedBytes > limits.totalQueueBytes ? limits.crowdedQueueBytes : limits.queueBytes
-        let before = target.disco.bytes + target.other.bytes
-        let destination: UnsafeMutableRawPointer
-        if isDisco {
-            while target.disco.frames >= limits.queuePackets
-                || !target.disco.isEmpty && target.disco.bytes + length > byteLimit
-            {
-                target.disco.dropFirst()
-                counters.droppedQueueHead += 1
-                counters.droppedDisco += 1
-            }
-            destination = target.disco.append(length, milliseconds: milliseconds)
-        } else {
-            while target.other.frames >= limits.queuePackets
-                || !target.other.isEmpty && target.other.bytes + length > byteLimit
-            {
-                target.other.dropFirst()
-                counters.droppedQueueHead += 1
-            }
-            destination = target.other.append(length, milliseconds: milliseconds)
-        }
-        queuedBytes += target.disco.bytes + target.other.bytes - before
-        markDirty(target, bytes: length)
-        return destination
-    }
-
-    /// A packet from another relay: delivered here or dropped, never forwarded again.
-    private func forward(from source: ClientKey, to destination: ClientKey, _ payload: Range<Int>) {
-        counters.packetsForwardedIn += 1
-        let isDisco = isDisco(payload)
-        guard let target = keys[destination]?.active else {
-            counters.droppedUnknownOnForward += 1
-            if isDisco { counters.droppedDisco += 1 }
-            return
-        }
-        let length = DERP.keyBytes + payload.count
-        let memory = append(DERP.headerBytes + length, to: target, isDisco: isDisco)
-        memory.storeBytes(of: DERPFrameType.receivePacket.rawValue, as: UInt8.self)
-        memory.storeBytes(of: UInt32(length).bigEndian, toByteOffset: 1, as: UInt32.self)
-        source.store(to: memory + DERP.headerBytes)
-        guard !payload.isEmpty else { return }
-        (memory + DERP.headerBytes + DERP.keyBytes).copyMemory(
-            from: buffer.baseAddress! + payload.lowerBound, byteCount: payload.count)
-    }
-
-    // MARK: Presence
-
-    private func login(_ client: RelayClient, _ publicKey: NodePublicKey, _ info: DERPClientInfo) {
-        if !client.session.isMeshPeer, let admit = configuration.admit, !admit(publicKey) {
-            counters.loginsRefused += 1
-            close(client)
-            return
-        }
-        client.canAckPings = info.canAckPings
-        let key = ClientKey(publicKey)
-        client.ownKey = key
-        sendControl(client.session.serverInfoFrame(random: &random), to: client)
-        let state: KeyState
-        if let known = keys[key] {
-            state = known
-            if state.members.count == 1 { counters.duplicateKeys += 1 }
-        } else {
-            state = KeyState(key)
-            keys[key] = state
-        }
-        client.key = state
-        state.members.append(client)
-        state.noteSpeaker(client)
-        if state.members.count == 1 { tellWatchers(.peerPresent, key.publicKey.bytes) }
-    }
-
-    func unregister(_ client: RelayClient) {
-        guard let state = client.key else { return }
-        client.key = nil
-        state.members.removeAll { $0 === client }
-        state.speakers.removeAll { $0 === client }
-        if state.active === client { state.active = state.speakers.last }
-        guard state.members.isEmpty else {
-            if state.members.count == 1 { counters.duplicateKeys -= 1 }
-            return
-        }
-        keys[state.key] = nil
-        state.active = nil
-        let frame = DERP.frame(
-            .peerGone, state.key.publicKey.bytes, [DERPPeerGoneReason.disconnected.rawValue])
-        for number in state.sentTo.sorted() {
-            guard let peer = clients[number] else { continue }
-            counters.peerGoneDisconnected += 1
-            sendControl(frame, to: peer)
-        }
-        for watcher in watchers where !state.sentTo.contains(watcher.number) {
-            sendControl(frame, to: watcher)
-        }
-    }
-
-    private func notePreferred(_ client: RelayClient, _ isHome: Bool) {
-        guard client.isHome != isHome else { return }
-        client.isHome = isHome
-        counters.homeConnections += isHome ? 1 : -1
-        // At the start it is no move.
-        guard now - client.opened > 5_000_000_000 else { return }
-        if isHome { counters.homeMovesIn += 1 } else { counters.homeMovesOut += 1 }
-    }
-
-    private func watch(_ client: RelayClient) {
-        guard !client.isWatcher, let own = client.ownKey, own.publicKey != publicKey else { return }
-        client.isWatcher = true
-        watchers.append(client)
-        for key in keys.keys.map(\.publicKey).sorted() {
-            // All of them, however many: a mesh peer is trusted, and cannot do without.
-            client.control += DERP.frame(.peerPresent, key.bytes)
-        }
-        markDirty(client, bytes: client.control.count)
-    }
-
-    private func tellWatchers(_ type: DERPFrameType, _ body: [UInt8]) {
-        guard !watchers.isEmpty else { return }
-        let frame = DERP.frame(type, body)
-        for watcher in watchers { sendControl(frame, to: watcher) }
     }
 }

@@ -10,24 +10,32 @@ final class RelayLoop {
     let configuration: Relay.Configuration
     let limits: Relay.Limits
     let publicKey: NodePublicKey
-    private let mailbox: Relay.Mailbox
-    private let epoll: EpollBox
+    let mailbox: Relay.Mailbox
+    let epoll: EpollBox
     var random: SecureGenerator
     var counters = Relay.Counters()
     var clients: [UInt64: RelayClient] = [:]
     var keys: [ClientKey: KeyState] = [:]
+    /// Keys at other relays of the mesh.
+    var remotes: [ClientKey: RemoteKey] = [:]
     var watchers: [RelayClient] = []
     /// Who has output that was not offered to the kernel yet.
     var dirty: [RelayClient] = []
     var dirtyBytes = 0
     var queuedBytes = 0
     var partialBytes = 0
+    /// Clients that may be paused; some are not any more.
+    var paused: [RelayClient] = []
+    /// When the first pause may end.
+    var nextPauseEnd = UInt64.max
     var now: UInt64 = 0
     /// Room for the largest begun frame and one read behind it.
     let buffer: UnsafeMutableRawBufferPointer
     private var nextNumber: UInt64 = 1
     private var nextSweep: UInt64 = 0
     private var stopAt = UInt64.max
+    private var waitsForClients = false
+    private var isDraining = false
 
     init(
         _ configuration: Relay.Configuration, mailbox: Relay.Mailbox, epoll: EpollBox, random: SecureGenerator
@@ -48,49 +56,69 @@ final class RelayLoop {
 
     /// Runs until told to stop; then every connection is closed.
     func run() {
-        var ready: [(token: UInt64, events: Epoll.Interest)] = []
+        let events = EpollEvents()
         now = Clock.monotonicNanoseconds()
         while now < stopAt {
-            ready.removeAll(keepingCapacity: true)
-            // Nothing to watch over: sleep until something comes.
-            let wait: UInt64? =
-                clients.isEmpty && stopAt == .max ? nil : max(1, min(nextSweep, stopAt) - min(now, nextSweep))
+            let count: Int
             do {
-                try epoll.epoll.wait(timeoutNanoseconds: wait) { ready.append(($0, $1)) }
+                count = try epoll.epoll.wait(timeoutNanoseconds: waitingTime, into: events)
             } catch {
                 break  // The set itself is broken (EBADF, EINVAL): our fault, nothing can be served any more.
             }
             now = Clock.monotonicNanoseconds()
-            for (token, events) in ready {
+            for index in 0..<count {
+                let (token, interest) = events[index]
                 if token == 0 {
                     mailbox.wakeUp.drain()
                     handleCommands()
                 } else if let client = clients[token] {
-                    handle(client, events)
+                    handle(client, interest)
                 }
                 if dirtyBytes >= 64 << 10 { flushDirty() }
             }
             flushDirty()
+            if now >= nextPauseEnd { endPauses() }
             if now >= nextSweep { sweep() }
             publishCounters()
-            if stopAt != .max, !clients.values.contains(where: \.hasOutput) { break }
+            if isDrained { break }
         }
         finish()
+    }
+
+    /// Nil where there is nothing to watch over: sleep until something comes.
+    private var waitingTime: UInt64? {
+        if clients.isEmpty, stopAt == .max { return nil }
+        let next = min(nextSweep, stopAt, nextPauseEnd)
+        return next > now ? next - now : 0
+    }
+
+    /// Everything said, and everybody gone who was asked to go.
+    private var isDrained: Bool {
+        guard isDraining else { return false }
+        if waitsForClients { return !clients.values.contains { $0.link == nil && !$0.session.isMeshPeer } }
+        return !clients.values.contains(where: \.hasOutput)
     }
 
     private func finish() {
         mailbox.isStopped.store(true, ordering: .releasing)
         handleCommands()  // Closes what was adopted meanwhile.
-        for client in clients.values { Glibc.close(client.descriptor) }
+        for client in clients.values {
+            Glibc.close(client.descriptor)
+            client.pausedSenders = []
+            client.link?.ended(.stopped)
+        }
         clients = [:]
         keys = [:]
+        remotes = [:]
         watchers = []
+        paused = []
         publishCounters()
     }
 
     private func publishCounters() {
         counters.connections = clients.count
         counters.clients = keys.count
+        counters.remoteClients = remotes.count
         counters.watchers = watchers.count
         counters.queuedBytes = queuedBytes
         mailbox.counters.withLock { $0 = counters }
@@ -103,8 +131,14 @@ final class RelayLoop {
         }
         for command in commands {
             switch command {
-            case .adopt(let descriptor, let leftover): adopt(descriptor, leftover)
-            case .drain(let until): drain(until)
+            case .adopt(let descriptor, let leftover, let source):
+                if let client = take(descriptor, source) {
+                    sendControl(DERPServerSession.serverKeyFrame(publicKey), to: client)
+                    begin(client, leftover)
+                }
+            case .link(let descriptor, let leftover, let ended): link(descriptor, leftover, ended)
+            case .admitted(let number, let isAdmitted): admitted(number, isAdmitted)
+            case .drain(let until, let waits): drain(until, waits)
             case .stop: stopAt = 0
             }
         }
@@ -112,11 +146,12 @@ final class RelayLoop {
 
     // MARK: Connections
 
-    private func adopt(_ descriptor: Int32, _ leftover: [UInt8]) {
+    /// Makes a client of a connection; nil (and closed) when that cannot be.
+    func take(_ descriptor: Int32, _ source: String) -> RelayClient? {
         guard stopAt == .max, clients.count < limits.connections else {
             if stopAt == .max { counters.refusedForLimits += 1 }
             Glibc.close(descriptor)
-            return
+            return nil
         }
         let number = nextNumber
         nextNumber += 1
@@ -128,16 +163,20 @@ final class RelayLoop {
         } catch {
             counters.protocolErrors += 1
             Glibc.close(descriptor)
-            return
+            return nil
         }
         if clients.isEmpty { nextSweep = now + 1_000_000_000 }
         let session = DERPServerSession(serverKey: configuration.privateKey, meshKey: configuration.meshKey)
         let client = RelayClient(
-            number: number, descriptor: descriptor, session: session, now: now,
-            keepAliveAt: nextKeepAlive())
+            number: number, descriptor: descriptor, session: session, source: source, now: now,
+            keepAliveAt: nextKeepAlive(), rateTokens: limits.burstBytes)
         clients[number] = client
         counters.accepts += 1
-        sendControl(DERPServerSession.serverKeyFrame(publicKey), to: client)
+        return client
+    }
+
+    /// Handles what came together with the upgrade.
+    func begin(_ client: RelayClient, _ leftover: [UInt8]) {
         guard !leftover.isEmpty else { return }
         guard leftover.count <= buffer.count else {
             counters.protocolErrors += 1
@@ -145,7 +184,7 @@ final class RelayLoop {
             return
         }
         leftover.withUnsafeBytes { buffer.copyMemory(from: $0) }
-        parse(client, count: leftover.count)
+        parseAny(client, count: leftover.count)
     }
 
     private func handle(_ client: RelayClient, _ events: Epoll.Interest) {
@@ -154,20 +193,42 @@ final class RelayLoop {
             flush(client)
         }
         guard !client.isClosed else { return }
-        if !events.isDisjoint(with: [.read, .hangUp, .error]) { read(client) }
+        let isOver = !events.isDisjoint(with: [.hangUp, .error])
+        // What one that is gone had to say is read to its end, pause or not; then there is nothing to slow down.
+        if isOver, !client.pauses.contains(.admission) { client.pauses = [] }
+        if client.pauses.isEmpty {
+            if isOver || events.contains(.read) { read(client) }
+        } else if isOver {
+            close(client)
+        }
     }
 
     private func read(_ client: RelayClient) {
         let kept = client.partial.count
         if kept > 0 { client.partial.withUnsafeBytes { buffer.copyMemory(from: $0) } }
-        let count = recv(client.descriptor, buffer.baseAddress! + kept, limits.readBytes, 0)
+        let room = min(limits.readBytes, buffer.count - kept)
+        let count = recv(client.descriptor, buffer.baseAddress! + kept, room, 0)
         guard count > 0 else {
             if count < 0, errno == EAGAIN || errno == EINTR { return }
             close(client)
             return
         }
         setPartial(client, UnsafeRawBufferPointer(start: nil, count: 0))
-        parse(client, count: kept + count)
+        parseAny(client, count: kept + count)
+        if limits.bytesPerSecond > 0, !client.isClosed { takeTokens(client, count) }
+    }
+
+    private func parseAny(_ client: RelayClient, count: Int) {
+        if client.link != nil { parseLink(client, count: count) } else { parse(client, count: count) }
+    }
+
+    /// Handles what was kept while the client was paused.
+    func parseKept(_ client: RelayClient) {
+        let kept = client.partial.count
+        guard kept > 0 else { return }
+        client.partial.withUnsafeBytes { buffer.copyMemory(from: $0) }
+        setPartial(client, UnsafeRawBufferPointer(start: nil, count: 0))
+        parseAny(client, count: kept)
     }
 
     /// Keeps a begun frame for the next read. Closes the client when all of them together would cost too much.
@@ -190,14 +251,16 @@ final class RelayLoop {
         epoll.epoll.remove(client.descriptor)
         Glibc.close(client.descriptor)
         clients[client.number] = nil
-        queuedBytes -= client.disco.bytes + client.other.bytes
-        counters.droppedGone += UInt64(client.disco.frames + client.other.frames)
+        queuedBytes -= client.queuedBytes
+        counters.droppedGone += UInt64(client.queuedFrames)
         counters.droppedDisco += UInt64(client.disco.frames)
         setPartial(client, UnsafeRawBufferPointer(start: nil, count: 0))
+        resumeSenders(of: client)
         if client.isHome { counters.homeConnections -= 1 }
         client.lastTarget = nil
         if client.isWatcher { watchers.removeAll { $0 === client } }
         unregister(client)
+        if client.link != nil { closeLink(client) }
     }
 
     // MARK: Time
@@ -206,7 +269,7 @@ final class RelayLoop {
     private func sweep() {
         nextSweep = now + 1_000_000_000
         for client in Array(clients.values) {
-            if !client.session.isOpen {
+            if !client.isOpen {
                 guard now - client.opened >= limits.loginNanoseconds else { continue }
                 counters.loginTimeouts += 1
                 close(client)
@@ -217,165 +280,39 @@ final class RelayLoop {
                 close(client)
                 continue
             }
-            if now >= client.keepAliveAt {
+            if client.link == nil, now >= client.keepAliveAt {
                 client.keepAliveAt = nextKeepAlive()
                 sendControl(DERP.frame(.keepAlive), to: client)
             }
-            if !client.hasOutput {
-                client.other.releaseIfEmpty()
-                client.disco.releaseIfEmpty()
-                if client.control.capacity > 0 { client.control = [] }
-                if client.rest.capacity > 0 { client.rest = [] }
-            }
+            if client.hasOutput { dropLate(client) } else { releaseMemory(client) }
         }
         flushDirty()
+    }
+
+    private func releaseMemory(_ client: RelayClient) {
+        client.disco.releaseIfEmpty()
+        if client.flows.capacity > 0 { client.flows = [] }
+        if client.control.capacity > 0 { client.control = [] }
+        if client.rest.capacity > 0 { client.rest = [] }
+        if client.pausedSenders.capacity > 0, client.pausedSenders.isEmpty { client.pausedSenders = [] }
     }
 
     private func nextKeepAlive() -> UInt64 {
         now + limits.keepAliveNanoseconds + random.next() % (limits.keepAliveJitterNanoseconds + 1)
     }
 
-    private func drain(_ until: UInt64) {
+    private func drain(_ until: UInt64, _ waits: Bool) {
         stopAt = until
-        for client in clients.values where client.session.isOpen {
-            // Spread over two seconds, so that the next relay is not overrun.
-            let reconnectIn = UInt32(random.next() % 2_000)
-            let body = [reconnectIn, 5_000].flatMap { value in
+        isDraining = true
+        waitsForClients = waits
+        for client in clients.values where client.session.isOpen && !client.session.isMeshPeer {
+            // Spread over two seconds at most, so that the next relay is not overrun.
+            let spread = min(2_000, max(1, (until - min(until, now)) / 2_000_000))
+            let body = [UInt32(random.next() % spread), 5_000].flatMap { value in
                 (0..<4).map { UInt8(truncatingIfNeeded: value >> (24 - 8 * UInt32($0))) }
             }
             sendControl(DERP.frame(.restarting, body), to: client)
         }
+        flushDirty()
     }
-
-    // MARK: Output
-
-    /// Queues a frame of the relay itself.
-    func sendControl(_ frame: [UInt8], to client: RelayClient) {
-        // A client that reads nothing hears nothing more of what it could not use anyway.
-        guard client.control.count < 64 << 10 else { return }
-        client.control += frame
-        markDirty(client, bytes: frame.count)
-    }
-
-    func markDirty(_ client: RelayClient, bytes: Int) {
-        dirtyBytes += bytes
-        guard !client.isDirty else { return }
-        client.isDirty = true
-        dirty.append(client)
-    }
-
-    private func flushDirty() {
-        dirtyBytes = 0
-        guard !dirty.isEmpty else { return }
-        let waiting = dirty
-        dirty.removeAll(keepingCapacity: true)
-        for client in waiting {
-            client.isDirty = false
-            if !client.isClosed, !client.isBlocked { flush(client) }
-        }
-    }
-
-    /// Offers everything that waits to the kernel: the rest of a begun frame, own frames, discovery, all else.
-    func flush(_ client: RelayClient) {
-        while client.hasOutput {
-            dropLate(client)
-            let written = writeOnce(client)
-            guard written > 0 else {
-                if written < 0 { return }
-                setBlocked(client, true)
-                if client.stalledSince == 0 { client.stalledSince = now }
-                return
-            }
-            counters.bytesSent += UInt64(written)
-            client.stalledSince = 0
-            consume(client, written)
-        }
-        setBlocked(client, false)
-        client.stalledSince = 0
-    }
-
-    /// Bytes written; 0: the kernel takes none now; negative: the connection is gone, and closed.
-    private func writeOnce(_ client: RelayClient) -> Int {
-        client.rest.withUnsafeBytes { rest in
-            client.control.withUnsafeBytes { control in
-                withUnsafeTemporaryAllocation(of: iovec.self, capacity: 4) { vectors in
-                    var count = 0
-                    for part in [rest, control, client.disco.contents, client.other.contents]
-                    where !part.isEmpty {
-                        vectors[count] = iovec(
-                            iov_base: UnsafeMutableRawPointer(mutating: part.baseAddress), iov_len: part.count
-                        )
-                        count += 1
-                    }
-                    var message = msghdr()
-                    message.msg_iov = vectors.baseAddress
-                    message.msg_iovlen = count
-                    return sendmsg(client.descriptor, &message, Int32(MSG_NOSIGNAL))
-                }
-            }
-        }.clamped { [self] in
-            if errno == EAGAIN || errno == EINTR || errno == ENOBUFS { return 0 }
-            close(client)
-            return -1
-        }
-    }
-
-    private func consume(_ client: RelayClient, _ written: Int) {
-        var left = written
-        func take(_ bytes: inout [UInt8]) {
-            let count = min(left, bytes.count)
-            if count == bytes.count {
-                bytes.removeAll(keepingCapacity: true)
-            } else {
-                bytes.removeFirst(count)
-            }
-            left -= count
-        }
-        if !client.rest.isEmpty { take(&client.rest) }
-        if left > 0, !client.control.isEmpty { take(&client.control) }
-        let before = client.disco.bytes + client.other.bytes
-        let frames = client.disco.frames + client.other.frames
-        let present = milliseconds
-        var waited = counters.averageQueueMilliseconds
-        let note = { (arrival: UInt32) in waited += (Double(present &- arrival) - waited) * 0.1 }
-        let disco = min(left, client.disco.bytes)
-        if disco > 0 { client.disco.consume(disco, rest: &client.rest, note) }
-        if left - disco > 0 { client.other.consume(left - disco, rest: &client.rest, note) }
-        counters.averageQueueMilliseconds = waited
-        counters.packetsSent += UInt64(frames - client.disco.frames - client.other.frames)
-        queuedBytes += client.disco.bytes + client.other.bytes - before
-    }
-
-    private func dropLate(_ client: RelayClient) {
-        let limit = UInt32(clamping: limits.queueNanoseconds / 1_000_000)
-        let before = client.disco.bytes + client.other.bytes
-        while !client.disco.isEmpty, milliseconds &- client.disco.oldestMilliseconds > limit {
-            client.disco.dropFirst()
-            counters.droppedLate += 1
-            counters.droppedDisco += 1
-        }
-        while !client.other.isEmpty, milliseconds &- client.other.oldestMilliseconds > limit {
-            client.other.dropFirst()
-            counters.droppedLate += 1
-        }
-        queuedBytes += client.disco.bytes + client.other.bytes - before
-    }
-
-    func setBlocked(_ client: RelayClient, _ isBlocked: Bool) {
-        guard client.isBlocked != isBlocked || isBlocked != client.isWaitingForWrite else { return }
-        client.isBlocked = isBlocked
-        guard isBlocked != client.isWaitingForWrite else { return }
-        client.isWaitingForWrite = isBlocked
-        do {
-            try epoll.epoll.modify(
-                client.descriptor, isBlocked ? [.read, .write] : .read, token: client.number)
-        } catch {
-            close(client)
-        }
-    }
-}
-
-extension Int {
-    /// Zero and more stay; a failed call's result is what `failure` makes of `errno`.
-    fileprivate func clamped(_ failure: () -> Int) -> Int { self < 0 ? failure() : self }
 }

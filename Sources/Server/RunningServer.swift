@@ -200,7 +200,8 @@ extension RunningServer {
         }
         if options.tlsEnable {
             let (host, port) = try address(options.tlsAddress, standard: 3443)
-            let tls = try TLS.context(options)
+            let tls = try Certificates.load(
+                chains: options.tlsCertificateFiles, keys: options.tlsKeyFiles, logger: logger)
             servers.append(
                 try await HTTPServer(host: host, port: port, tls: tls, group: group, logger: logger))
         }
@@ -233,23 +234,5 @@ extension RunningServer {
         let (host, _) = try address(isSecure ? options.tlsAddress : options.httpAddress, standard: 3000)
         let name = ["0.0.0.0", "::", ""].contains(host) ? "127.0.0.1" : host
         return AccessURL(isSecure: isSecure, host: name, port: port)
-    }
-}
-
-/// Certificates of the HTTPS listener.
-enum TLS {
-    static func context(_ options: ServerOptions) throws -> NIOSSLContext {
-        guard let chain = options.tlsCertificateFiles.first, let key = options.tlsKeyFiles.first,
-            options.tlsCertificateFiles.count == 1, options.tlsKeyFiles.count == 1
-        else {
-            throw PrivateCluster.StartError(
-                description: "--tls-enable needs one --tls-cert-file and one --tls-key-file")
-        }
-        var configuration = TLSConfiguration.makeServerConfiguration(
-            certificateChain: try NIOSSLCertificate.fromPEMFile(chain).map { .certificate($0) },
-            privateKey: .privateKey(try NIOSSLPrivateKey(file: key, format: .pem)))
-        configuration.applicationProtocols = ["http/1.1"]
-        configuration.minimumTLSVersion = .tlsv12
-        return try NIOSSLContext(configuration: configuration)
     }
 }

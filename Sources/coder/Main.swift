@@ -9,7 +9,8 @@ enum Main {
     static func main() async {
         let status = await Program.run(
             arguments: Array(CommandLine.arguments.dropFirst()), environment: Program.environment(),
-            hooks: Hooks(version: Build.version, server: ServerCommand.hook))
+            hooks: Hooks(
+                version: Build.version, server: ServerCommand.hook, relay: RelayCommand.hook))
         exit(status)
     }
 }

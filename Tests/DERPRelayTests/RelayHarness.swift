@@ -16,14 +16,14 @@ final class RelayHarness {
 
     init(
         usesTCP: Bool = false, meshKey: String = "", adjust: (inout Relay.Limits) -> Void = { _ in },
-        admit: (@Sendable (NodePublicKey) -> Bool)? = nil
+        verify: Relay.Configuration.Verify? = nil
     ) throws {
         signal(SIGPIPE, SIG_IGN)  // Tests write to connections that the relay closed.
         var generator = SystemRandomNumberGenerator()
         key = PrivateKey(using: &generator)
         var configuration = Relay.Configuration(privateKey: key)
         configuration.meshKey = meshKey
-        configuration.admit = admit
+        configuration.verify = verify
         adjust(&configuration.limits)
         relay = try Relay(configuration, generator: &generator)
         self.usesTCP = usesTCP

@@ -124,7 +124,11 @@ import Testing
 
     // D8, D18: a stalled reader costs bounded memory, keeps the newest, gets discovery first, and stops nobody.
     @Test(arguments: [false, true]) func stalledReader(_ usesTCP: Bool) throws {
-        let harness = try RelayHarness(usesTCP: usesTCP)
+        let harness = try RelayHarness(usesTCP: usesTCP) {
+            $0.queuePackets = 512
+            $0.queueNanoseconds = 60_000_000_000
+            $0.discoQueueNanoseconds = 60_000_000_000
+        }
         let (a, b, c) = (try harness.client(), try harness.client(), try harness.client())
         let sent = 12_000
         for number in 0..<sent {
@@ -288,7 +292,7 @@ import Testing
     @Test func admission() throws {
         let welcome = newKey()
         let allowed = welcome.nodePublicKey
-        let harness = try RelayHarness(admit: { $0 == allowed })
+        let harness = try RelayHarness(verify: { key, _, answer in answer(key == allowed) })
         let a = try harness.client(welcome)
         #expect(throws: TestClient.Closed.self) { _ = try harness.client() }
         try a.send([1], to: a)

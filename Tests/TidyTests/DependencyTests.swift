@@ -17,7 +17,7 @@ import Testing
         "HTTPTransport": ["LinuxIO"],
         "Tailnet": ["LinuxIO", "Mesh", "RPC", "HTTPTransport"],
         "Agent": ["CLinux", "LinuxIO", "Mesh", "RPC", "SSH", "HTTPTransport", "Tailnet"],
-        "Server": ["CLinux", "CPQ", "LinuxIO", "Mesh", "RPC", "Coordinator", "DERPRelay"],
+        "Server": ["CLinux", "CPQ", "LinuxIO", "Mesh", "RPC", "Coordinator", "DERPRelay", "HTTPTransport"],
         "CLI": ["CLinux", "LinuxIO", "Mesh", "RPC", "SSH", "HTTPTransport", "Tailnet", "Agent"],
         "coder": ["CLI", "Server"],
         "coder-slim": ["CLI"],

@@ -17,7 +17,8 @@ enum Commands {
             DeleteCommand.command, ExternalWorkspacesCommand.command, SSHCommand.command,
             PortForwardCommand.command,
             PingCommand.command, SpeedtestCommand.command, NetcheckCommand.command, ConfigSSHCommand.command,
-            ConnectCommand.command, AgentCommand.command, MeshCommand.command, ServerCommand.command(hooks),
+            ConnectCommand.command, AgentCommand.command, MeshCommand.command,
+            HostedCommands.server(hooks), HostedCommands.relay(hooks),
         ]
         return root
     }

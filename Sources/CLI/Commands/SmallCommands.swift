@@ -167,19 +167,36 @@ enum TokensCommand {
     }
 }
 
-/// `coder server`, which the executable brings along or not.
-enum ServerCommand {
-    static func command(_ hooks: Hooks) -> Command {
+/// `coder server` and `coder relay`, which the executable brings along or not.
+enum HostedCommands {
+    static func server(_ hooks: Hooks) -> Command {
+        command("server", "Start a Coder server.", "", hooks.server)
+    }
+
+    static func relay(_ hooks: Hooks) -> Command {
+        command(
+            "relay", "Start a relay: at the edge of a deployment, or on its own.",
+            """
+            A relay near its users, in the deployment's map once it has registered:
+              coder relay --primary-access-url https://coder.example.com --proxy-session-token ID:SECRET
+            Without any server:
+              coder relay --standalone --http-address 0.0.0.0:3340
+            """, hooks.relay)
+    }
+
+    private static func command(
+        _ name: String, _ summary: String, _ details: String, _ hook: ServerHook?
+    ) -> Command {
         Command(
-            name: "server", summary: "Start a Coder server.", options: hooks.server?.options ?? [],
+            name: name, summary: summary, details: details, options: hook?.options ?? [],
             run: { invocation in
-                guard let server = invocation.hooks.server else {
+                guard let hook else {
                     invocation.console.note(
-                        "You are using a slim build, which has no server. Run this with the full 'coder' program."
+                        "You are using a slim build, which has no \(name). Run this with the full 'coder' program."
                     )
                     return 1
                 }
-                return try await server.run(
+                return try await hook.run(
                     ServerInvocation(
                         values: invocation.values, environment: invocation.environment,
                         configDirectory: invocation.config.path, console: invocation.console,

@@ -2,6 +2,7 @@
 
 internal import LinuxIO
 internal import NIOCore
+internal import NIOPosix
 
 /// The bytes of one accepted connection. Nothing is read from the socket until `read` asks for it, so a slow
 /// consumer slows its peer down, and the socket can be given away whole: see `detach`.
@@ -79,6 +80,43 @@ final class ByteStream: Sendable {
         }.get()
     }
 
+    /// Carries the bytes to and from one end of a socket pair from now on, and gives the other end away: for
+    /// connections whose bytes are not those of their socket. Only while nobody reads; afterwards only `close` and
+    /// `closed` are of use.
+    func bridge(leftOver: [UInt8]) async throws -> Int32 {
+        let (near, far) = try Descriptor.socketPair(nonBlocking: true).release()
+        let (channel, handler) = (channel, handler)
+        do {
+            try await channel.eventLoop.flatSubmit {
+                let (outer, inner) = BridgeHandler.pair()
+                let ends = NIOLoopBound((outer, inner), eventLoop: channel.eventLoop)
+                return ClientBootstrap(group: channel.eventLoop)
+                    .channelOption(.autoRead, value: false)
+                    .channelInitializer { other in
+                        other.eventLoop.makeCompletedFuture {
+                            try other.pipeline.syncOperations.addHandler(ends.value.1)
+                        }
+                    }
+                    .withConnectedSocket(near)
+                    .flatMapThrowing { _ in
+                        let pipeline = channel.pipeline.syncOperations
+                        try pipeline.addHandler(ends.value.0, position: .after(handler.value))
+                        var early = ByteBuffer(bytes: leftOver)
+                        var buffered = handler.value.takeBuffered()
+                        early.writeBuffer(&buffered)
+                        handler.value.passOn()
+                        ends.value.0.start(early: early)
+                        ends.value.1.start(early: ByteBuffer())
+                    }
+            }.get()
+        } catch {
+            OwnedDescriptor(taking: far).close()
+            channel.close(promise: nil)
+            throw error
+        }
+        return far
+    }
+
     /// What `detach` gives: the caller owns the descriptor number.
     struct Detached: Sendable {
         var number: Int32
@@ -95,6 +133,7 @@ private final class DemandHandler: ChannelInboundHandler {
     private var waiter: CheckedContinuation<ByteBuffer?, any Error>?
     private var isEnded = false
     private var failure: (any Error)?
+    private var isPassing = false
 
     func handlerAdded(context: ChannelHandlerContext) { self.context = context }
 
@@ -113,17 +152,22 @@ private final class DemandHandler: ChannelInboundHandler {
         if waiter != nil { context?.read() }
     }
 
+    /// Leaves everything to the next handler from now on.
+    func passOn() { isPassing = true }
+
     func takeBuffered() -> ByteBuffer {
         defer { buffered = ByteBuffer() }
         return buffered
     }
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+        guard !isPassing else { return context.fireChannelRead(data) }
         var bytes = unwrapInboundIn(data)
         if buffered.readableBytes == 0 { buffered = bytes } else { buffered.writeBuffer(&bytes) }
     }
 
     func channelReadComplete(context: ChannelHandlerContext) {
+        guard !isPassing else { return context.fireChannelReadComplete() }
         deliver()
         if waiter != nil { context.read() }
     }

@@ -30,12 +30,15 @@ struct HTTPServer: Sendable {
     let port: Int
 
     /// More simultaneous connections than this are refused: each may hold a few hundred KiB.
-    private static let maximumConnections = 8192
+    private let maximumConnections: Int
 
     /// Binds `host:port`; port 0 takes a free one.
-    init(host: String, port: Int, tls: NIOSSLContext?, group: any EventLoopGroup, logger: Logger) async throws
-    {
+    init(
+        host: String, port: Int, tls: Certificates?, group: any EventLoopGroup, logger: Logger,
+        maximumConnections: Int = 8192
+    ) async throws {
         self.logger = logger
+        self.maximumConnections = maximumConnections
         let bootstrap = ServerBootstrap(group: group)
             .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
             .serverChannelOption(.backlog, value: 512)
@@ -46,7 +49,8 @@ struct HTTPServer: Sendable {
             listener = try await bootstrap.bind(host: host, port: port) { channel in
                 channel.eventLoop.makeCompletedFuture {
                     if let tls {
-                        try channel.pipeline.syncOperations.addHandler(NIOSSLServerHandler(context: tls))
+                        try channel.pipeline.syncOperations.addHandler(
+                            NIOSSLServerHandler(context: tls.context))
                     }
                     return try ByteStream(wrapping: channel, isEncrypted: tls != nil)
                 }
@@ -62,7 +66,7 @@ struct HTTPServer: Sendable {
     func run(_ serve: @escaping @Sendable (ByteStream) async -> Void) async throws {
         try await listener.executeThenClose { inbound in
             try await withThrowingDiscardingTaskGroup { group in
-                let active = ConnectionCount(limit: Self.maximumConnections)
+                let active = ConnectionCount(limit: maximumConnections)
                 for try await stream in inbound {
                     guard active.enter() else {
                         stream.close()

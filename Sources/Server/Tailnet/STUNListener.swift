@@ -13,9 +13,14 @@ struct STUNListener: Sendable {
     /// Opens it as the options say. Nil, with a warning, when it cannot be: clients then use the relay, or addresses
     /// that they know.
     static func open(_ options: ServerOptions, logger: Logger) -> STUNListener? {
-        guard !options.stunListenAddress.isEmpty, !options.blockDirect else { return nil }
-        guard let (host, port) = HostPort.split(options.stunListenAddress) else {
-            logger.warning("no STUN: not an address", metadata: ["address": "\(options.stunListenAddress)"])
+        options.blockDirect ? nil : open(options.stunListenAddress, logger: logger)
+    }
+
+    /// Opens it at `host:port`; an empty text is none.
+    static func open(_ address: String, logger: Logger) -> STUNListener? {
+        guard !address.isEmpty else { return nil }
+        guard let (host, port) = HostPort.split(address) else {
+            logger.warning("no STUN: not an address", metadata: ["address": "\(address)"])
             return nil
         }
         let number = UInt16(port ?? 3478)
@@ -41,9 +46,12 @@ struct STUNListener: Sendable {
         }
         logger.warning(
             "no STUN: direct connections through NATs will be harder to find",
-            metadata: ["address": "\(options.stunListenAddress)", "error": "\(cause)"])
+            metadata: ["address": "\(address)", "error": "\(cause)"])
         return nil
     }
+
+    /// What it did so far.
+    var counters: STUNResponder.Counters { responder.counters }
 
     func close() { responder.close() }
 }

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Glibc
+internal import Logging
+internal import NIOSSL
+internal import Synchronization
+
+/// Certificate and key of HTTPS listeners. When the files change they are read again: new connections get the new
+/// certificate, no restart needed. Any task may use it.
+final class Certificates: Sendable {
+    private struct State {
+        var context: NIOSSLContext
+        var stamp: [Int]
+        var checkedAt: ContinuousClock.Instant
+    }
+
+    private let chainFile: String
+    private let keyFile: String
+    private let logger: Logger
+    private let state: Mutex<State>
+
+    /// How often the files are looked at, at most: at the first new connection after this.
+    private static let checkInterval: Duration = .seconds(5)
+
+    /// Reads one chain and its key.
+    static func load(chains: [String], keys: [String], logger: Logger) throws -> Certificates {
+        guard let chain = chains.first, let key = keys.first, chains.count == 1, keys.count == 1 else {
+            throw PrivateCluster.StartError(
+                description: "TLS needs one --tls-cert-file and one --tls-key-file")
+        }
+        return try Certificates(chain: chain, key: key, logger: logger)
+    }
+
+    private init(chain: String, key: String, logger: Logger) throws {
+        chainFile = chain
+        keyFile = key
+        self.logger = logger
+        state = Mutex(
+            State(
+                context: try Self.read(chain, key), stamp: Self.stamp(chain) + Self.stamp(key),
+                checkedAt: .now))
+    }
+
+    /// What the next connection uses.
+    var context: NIOSSLContext {
+        state.withLock { state in
+            guard .now - state.checkedAt >= Self.checkInterval else { return state.context }
+            state.checkedAt = .now
+            let stamp = Self.stamp(chainFile) + Self.stamp(keyFile)
+            guard stamp != state.stamp else { return state.context }
+            do {
+                state.context = try Self.read(chainFile, keyFile)
+                state.stamp = stamp
+                logger.info("certificate read again", metadata: ["file": "\(chainFile)"])
+            } catch {
+                // Half written, perhaps: the old one serves until both are good.
+                logger.error("certificate not usable, the old one stays", metadata: ["error": "\(error)"])
+            }
+            return state.context
+        }
+    }
+
+    private static func read(_ chain: String, _ key: String) throws -> NIOSSLContext {
+        var configuration = TLSConfiguration.makeServerConfiguration(
+            certificateChain: try NIOSSLCertificate.fromPEMFile(chain).map { .certificate($0) },
+            privateKey: .privateKey(try NIOSSLPrivateKey(file: key, format: .pem)))
+        configuration.applicationProtocols = ["http/1.1"]
+        configuration.minimumTLSVersion = .tlsv12
+        return try NIOSSLContext(configuration: configuration)
+    }
+
+    /// Changes when the file does: identity, size and time of change.
+    private static func stamp(_ path: String) -> [Int] {
+        var status = stat()
+        guard stat(path, &status) == 0 else { return [] }
+        return [Int(status.st_ino), Int(status.st_size), status.st_mtim.tv_sec, status.st_mtim.tv_nsec]
+    }
+}
