@@ -18,7 +18,7 @@ enum Commands {
             PortForwardCommand.command,
             PingCommand.command, SpeedtestCommand.command, NetcheckCommand.command, ConfigSSHCommand.command,
             ConnectCommand.command, AgentCommand.command, MeshCommand.command,
-            HostedCommands.server(hooks), HostedCommands.relay(hooks),
+            HostedCommands.server(hooks), HostedCommands.relay(hooks), RelayLoadCommand.command,
         ]
         return root
     }
