@@ -84,6 +84,7 @@ final class RunningServer: Sendable {
 
     /// Takes no more connections, ends those that are open, stops the database. Returns within 10 s.
     func stop() async {
+        await services.proxies.stop()
         await services.mesh.stop()
         for listener in listeners { listener.cancel() }
         for listener in listeners { await listener.value }
@@ -129,6 +130,7 @@ extension RunningServer {
                 cluster: cluster, pool: pool, group: group, logger: logger, services: services,
                 servers: servers,
                 responder: makeResponder(services))
+            await services.proxies.start()
             server.lock.withLock { $0 = lock }
             return server
         } catch {
@@ -175,6 +177,8 @@ extension RunningServer {
         GitKeyRoutes(services: services).register(table)
         TailnetRoutes(services: services).register(table)
         RelayRoutes(services: services).register(table)
+        WorkspaceProxyRoutes(services: services).register(table)
+        ProxySideRoutes(services: services).register(table)
         return table.makeResponder { call in
             let path = call.head.target.prefix { $0 != "?" }
             let isProgrammatic = ["/api", "/derp", "/bin", "/scim", "/swagger", "/oauth2"].contains {

@@ -51,6 +51,7 @@ struct Subject: Sendable {
             return isMember && (action == .read || action == .use)
         case "organization":
             return action == .read && (object.id.map { organizationIDs.contains($0) } ?? false)
+        case "workspace_proxy": return action == .read
         case "deployment_config", "audit_log": return action == .read && roles.contains("auditor")
         default: return false
         }

@@ -72,7 +72,7 @@ struct AgentService {
         }
         manifest.disableDirectConnections = services.options.blockDirect
         manifest.derpForceWebsockets = services.options.derpForceWebSockets
-        manifest.derpMap = services.mesh.derpMapMessage
+        manifest.derpMap = services.mesh.maps.current.message
         if let parent = row.optionalIdentifier("parent_id") { manifest.parentID = Data(parent.bytes) }
         return manifest
     }

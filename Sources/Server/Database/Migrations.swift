@@ -3,9 +3,23 @@
 /// The schema's history. Never change a published entry: append a new one. Names follow upstream's tables, so
 /// that an existing deployment can be imported.
 enum Migrations {
-    static let all: [[String]] = [foundation]
+    static let all: [[String]] = [foundation, edgeRelays]
 
     private static let foundation: [String] = identity + provisioning + workspaces + agents
+
+    private static let edgeRelays = [
+        """
+        CREATE TABLE workspace_proxies (
+            id uuid PRIMARY KEY, name text NOT NULL, display_name text NOT NULL DEFAULT '',
+            icon text NOT NULL DEFAULT '', url text NOT NULL DEFAULT '',
+            wildcard_hostname text NOT NULL DEFAULT '', created_at timestamptz NOT NULL,
+            updated_at timestamptz NOT NULL, deleted boolean NOT NULL DEFAULT false,
+            token_hashed_secret bytea NOT NULL, region_id serial NOT NULL UNIQUE,
+            derp_enabled boolean NOT NULL DEFAULT true, derp_only boolean NOT NULL DEFAULT false,
+            version text NOT NULL DEFAULT '')
+        """,
+        "CREATE UNIQUE INDEX workspace_proxies_name ON workspace_proxies (lower(name)) WHERE NOT deleted",
+    ]
 
     private static let identity = [
         """

@@ -41,16 +41,10 @@ struct DeploymentRoutes {
         routes.api(.get, "experiments/available", .user) { _ in .json(["safe": []]) }
         routes.api(.get, "applications/host", .user) { _ in .json(["host": ""]) }
         routes.api(.get, "licenses", .user) { _ in .json([]) }
-        routes.api(.get, "regions", .user) { _ in
-            .json([
-                "regions": [
-                    [
-                        "id": JSON(services.deploymentID), "name": "primary", "display_name": "Default",
-                        "icon_url": "/emojis/1f3e1.png", "healthy": true,
-                        "path_app_url": JSON(services.accessURL.text), "wildcard_hostname": "",
-                    ]
-                ]
-            ])
+        routes.api(.get, "regions", .user) { call in
+            _ = try services.store(for: call)
+            let proxies = await services.proxies.all.filter { $0.health.status == "ok" && !$0.row.isDERPOnly }
+            return .json(["regions": .array([services.primaryRegion] + proxies.map(\.regionJSON))])
         }
         routes.api(.post, "authcheck", .user) { try await authCheck($0) }
         routes.api(.post, "csp/reports", .anonymous) { _ in .message("ok") }
@@ -78,8 +72,7 @@ struct DeploymentRoutes {
         "ai_governance_user_limit",
     ]
     private static let notEnabled: Set<String> = [
-        "browser_only", "scim", "high_availability", "external_token_encryption", "workspace_proxy",
-        "aibridge",
+        "browser_only", "scim", "high_availability", "external_token_encryption", "aibridge",
         "boundary",
     ]
 

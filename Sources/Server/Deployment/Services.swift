@@ -13,6 +13,7 @@ final class Services: Sendable {
     let loginLimiter: RateLimiter
     let mesh: MeshServices
     let agentSessions: AgentSessions
+    let proxies: ProxyRegistry
     let logger: Logger
 
     init(
@@ -25,6 +26,7 @@ final class Services: Sendable {
         self.store = store
         self.mesh = mesh
         agentSessions = AgentSessions(store: store, events: events, logger: logger)
+        proxies = ProxyRegistry(store: store, maps: mesh.maps, logger: logger)
         self.logger = logger
         loginLimiter = RateLimiter(limit: options.disableRateLimits ? 0 : 60)
     }

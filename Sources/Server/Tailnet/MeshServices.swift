@@ -3,7 +3,6 @@
 internal import Coordinator
 internal import DERPRelay
 internal import Dispatch
-internal import FoundationEssentials
 internal import LinuxIO
 internal import Mesh
 internal import NIOPosix
@@ -16,9 +15,7 @@ final class MeshServices: Sendable {
     /// Nil when the embedded relay is switched off.
     let relay: Relay?
     private let stun: STUNListener?
-    let derpMap: DERPMap
-    let derpMapJSON: JSON
-    let derpMapMessage: TailnetDERPMap
+    let maps: DERPMapSource
     let resumeTokens: ResumeTokens
     let sessions = RPCSessions()
     let group: MultiThreadedEventLoopGroup
@@ -27,9 +24,7 @@ final class MeshServices: Sendable {
         map: DERPMap, relay: Relay?, stun: STUNListener?, resumeTokens: ResumeTokens,
         group: MultiThreadedEventLoopGroup
     ) throws {
-        derpMap = map
-        derpMapJSON = try JSON(parsing: Array(try JSONEncoder().encode(map)))
-        derpMapMessage = map.message
+        maps = try DERPMapSource(map)
         self.relay = relay
         self.stun = stun
         self.resumeTokens = resumeTokens
@@ -44,9 +39,10 @@ final class MeshServices: Sendable {
             guard let region = Int(key.prefix { $0 != "-" }), seconds.isFinite else { continue }
             best[region] = min(best[region] ?? .infinity, seconds * 1000)
         }
+        let regions = maps.current.map.regions
         let members = best.sorted { $0.key < $1.key }.map { region, milliseconds in
             JSON.Member(
-                key: derpMap.regions[region]?.name ?? "Unnamed \(region)",
+                key: regions[region]?.name ?? "Unnamed \(region)",
                 value: [
                     "preferred": .bool(Int(node.preferredDerp) == region),
                     "latency_ms": .number(milliseconds),

@@ -18,12 +18,9 @@ struct TailnetRoutes {
         routes.api(.get, "workspaceagents/{workspaceagent}/coordinate", .user) { try await coordinate($0) }
         routes.api(.get, "tailnet", .user) { try await tailnet($0) }
         routes.api(.get, "derp-map", .anonymous) { call in
-            let map = services.mesh.derpMapJSON.encoded
+            let maps = services.mesh.maps
             return try call.webSocket { socket in
-                await socket.sendOnly {
-                    try await socket.send(map)
-                    while true { try await Task.sleep(for: .seconds(3600)) }
-                }
+                await socket.sendOnly { try await maps.stream { try await socket.send($0.json.encoded) } }
             }
         }
     }
@@ -32,7 +29,7 @@ struct TailnetRoutes {
     private func connection() -> JSON {
         let options = services.options
         var result: JSON = [
-            "derp_map": services.mesh.derpMapJSON,
+            "derp_map": services.mesh.maps.current.json,
             "derp_force_websockets": .bool(options.derpForceWebSockets),
             "disable_direct_connections": .bool(options.blockDirect),
         ]

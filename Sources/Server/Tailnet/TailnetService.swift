@@ -26,9 +26,7 @@ struct TailnetService {
                 stream, id: peer.raw, role: role, name: name, authorize: authorize)
         }
         handlers.serverStream(TailnetMethods.streamDERPMaps) { _, stream in
-            // Options are fixed while the server runs, and so is the map.
-            try await stream.send(mesh.derpMapMessage)
-            while true { try await Task.sleep(for: .seconds(3600)) }
+            try await mesh.maps.stream { try await stream.send($0.message) }
         }
         handlers.unary(TailnetMethods.refreshResumeToken) { _ in
             let issued = mesh.resumeTokens.issue(peer, now: .now())

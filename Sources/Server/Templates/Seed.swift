@@ -12,6 +12,7 @@ enum Seed {
             """, [SQLValue(Identifier.random()), SQLValue(now)])
         for (key, value) in [
             ("deployment_id", Identifier.random().text), ("derp_private_key", Digest.hex(Digest.random(32))),
+            ("derp_mesh_key", Digest.hex(Digest.random(16))),
         ] {
             try await database.query(
                 "INSERT INTO site_configs (key, value) VALUES ($1, $2) ON CONFLICT DO NOTHING",
