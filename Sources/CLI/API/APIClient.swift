@@ -94,6 +94,8 @@ struct APIClient: Sendable {
         try await send("POST", route, [], body)
     }
 
+    func patch(_ route: String, _ body: JSON) async throws -> JSON { try await send("PATCH", route, [], body) }
+
     func delete(_ route: String) async throws -> JSON { try await send("DELETE", route) }
 
     /// The status and body as they are.

@@ -19,6 +19,7 @@ enum Commands {
             PingCommand.command, SpeedtestCommand.command, NetcheckCommand.command, ConfigSSHCommand.command,
             ConnectCommand.command, AgentCommand.command, MeshCommand.command,
             HostedCommands.server(hooks), HostedCommands.relay(hooks), RelayLoadCommand.command,
+            WorkspaceProxyCommand.command(hooks),
         ]
         return root
     }

@@ -30,6 +30,8 @@ final class RelayLink {
     var lastProgress: Instant
     /// A pong must come until then: the network changed and the connection may be dead.
     var pongDeadline = Instant.never
+    /// The relay is about to stop: then it is left, and dialled again.
+    var leaveAt = Instant.never
 
     init(region: Int, now: Instant) {
         self.region = region
@@ -43,7 +45,7 @@ final class RelayLink {
         switch state {
         case .idle, .dialing: .never
         case .waiting(let until): until
-        case .open: min(client?.nextDeadline ?? .never, pongDeadline, lastWrite + Engine.relayIdle)
+        case .open: min(client?.nextDeadline ?? .never, pongDeadline, leaveAt, lastWrite + Engine.relayIdle)
         }
     }
 }
@@ -52,6 +54,8 @@ extension Engine {
     /// A connection that is not home is closed after this without a packet.
     static let relayIdle = Interval.seconds(60)
     private static let pongLimit = Interval.seconds(3)
+    /// A relay may not make us wait longer than this before we leave it.
+    private static let restartLimit = Interval.seconds(10)
     private static let measurePeriod = Interval.seconds(60)
     private static let resolvePeriod = Interval.seconds(300)
     /// A relay connection with more unsent bytes makes us stop fetching packets, if all traffic is relayed:
@@ -133,6 +137,7 @@ extension Engine {
         }
         link.client = nil
         link.pongDeadline = .never
+        link.leaveAt = .never
         link.state = .idle
         if retry {
             link.failures = min(link.failures + 1, 1_000)
@@ -203,7 +208,10 @@ extension Engine {
                 case .pong: link.pongDeadline = .never
                 case .health(let problem?):
                     log("relay reports a problem", [("region", "\(link.region)"), ("problem", problem)])
-                case .restarting, .health, .serverKey, .peerPresent, .keepAlive: break
+                case .restarting(let reconnectIn, _):
+                    // Until then it still forwards.
+                    link.leaveAt = now + min(reconnectIn, Self.restartLimit)
+                case .health, .serverKey, .peerPresent, .keepAlive: break
                 }
             }
             return true
@@ -280,6 +288,8 @@ extension Engine {
             case .open:
                 if now >= link.pongDeadline || now >= link.client?.nextDeadline ?? .never {
                     failRelay(link, "silent")
+                } else if now >= link.leaveAt {
+                    failRelay(link, "about to stop")
                 } else if now >= link.lastWrite + Self.relayIdle {
                     if link.region == homeRegion.current {
                         link.lastWrite = now

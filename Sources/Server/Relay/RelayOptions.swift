@@ -36,6 +36,8 @@ public struct RelayOptions: Sendable {
     public var accessURL = ""
     /// `--derp-server-relay-url`: where siblings reach this relay. Empty: at the access URL.
     public var relayURL = ""
+    /// Between two registrations, in seconds; the server forgets a relay after three that were missed. No flag.
+    public var registrationSeconds: Int64 = 15
     /// Version of this program.
     public var version = ""
     /// Log level word.

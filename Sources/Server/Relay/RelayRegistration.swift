@@ -20,9 +20,6 @@ struct RelayRegistration: Sendable {
         var description: String
     }
 
-    /// Between two registrations. The server forgets a replica after some missed ones.
-    static let interval: Duration = .seconds(15)
-
     private let primary: HTTPURL
     private let token: String
     private let http: HTTPClient
@@ -30,6 +27,7 @@ struct RelayRegistration: Sendable {
     private let accessURL: String
     private let relayURL: String
     private let version: String
+    private let interval: Duration
     private let replica = Identifier.random()
 
     init(_ options: RelayOptions, port: Int?, http: HTTPClient, logger: Logger) throws {
@@ -61,6 +59,7 @@ struct RelayRegistration: Sendable {
         self.logger = logger
         relayURL = options.relayURL.isEmpty ? accessURL : options.relayURL
         version = options.version
+        interval = .seconds(max(1, options.registrationSeconds))
     }
 
     /// The first registration: waits for the server for as long as it takes, unless it refuses.
@@ -90,7 +89,7 @@ struct RelayRegistration: Sendable {
         var failures = 0
         while !Task.isCancelled {
             // Cancelled: the loop ends.
-            try? await Task.sleep(for: Self.interval)
+            try? await Task.sleep(for: interval)
             guard !Task.isCancelled else { return }
             do {
                 let answer = try await register(trouble: "")
