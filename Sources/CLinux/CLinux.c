@@ -106,6 +106,7 @@ static void decode(const struct sockaddr *name, struct clinux_address *out) {
         out->low = 0xffff00000000ull | be32toh(v4->sin_addr.s_addr);
         out->port = be16toh(v4->sin_port);
         out->is_v4 = 1;
+        out->scope = 0;
         return;
     }
     const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)name;
@@ -115,6 +116,7 @@ static void decode(const struct sockaddr *name, struct clinux_address *out) {
     out->low = be64toh(words[1]);
     out->port = be16toh(v6->sin6_port);
     out->is_v4 = 0;
+    out->scope = v6->sin6_scope_id;
 }
 
 static socklen_t encode(const struct clinux_address *address, struct sockaddr_in6 *out) {
@@ -129,6 +131,7 @@ static socklen_t encode(const struct clinux_address *address, struct sockaddr_in
     memset(out, 0, sizeof *out);
     out->sin6_family = AF_INET6;
     out->sin6_port = htobe16(address->port);
+    out->sin6_scope_id = address->scope;
     uint64_t words[2] = {htobe64(address->high), htobe64(address->low)};
     memcpy(&out->sin6_addr, words, 16);
     return sizeof *out;

@@ -15,13 +15,16 @@ public struct KernelAddress: Hashable, Sendable {
     public var port: UInt16
     /// Whether this is an IPv4 address.
     public var isV4: Bool
+    /// Number of the interface that a link-local IPv6 address belongs to; 0 for none.
+    public var scope: UInt32
 
     /// An address from its parts.
-    @inlinable public init(high: UInt64, low: UInt64, port: UInt16, isV4: Bool) {
+    @inlinable public init(high: UInt64, low: UInt64, port: UInt16, isV4: Bool, scope: UInt32 = 0) {
         self.high = high
         self.low = low
         self.port = port
         self.isV4 = isV4
+        self.scope = scope
     }
 
     /// `0.0.0.0:port` or `[::]:port`.
@@ -35,10 +38,12 @@ public struct KernelAddress: Hashable, Sendable {
     }
 
     init(_ raw: clinux_address) {
-        self.init(high: raw.high, low: raw.low, port: raw.port, isV4: raw.is_v4 != 0)
+        self.init(high: raw.high, low: raw.low, port: raw.port, isV4: raw.is_v4 != 0, scope: raw.scope)
     }
 
-    var raw: clinux_address { clinux_address(high: high, low: low, port: port, is_v4: isV4 ? 1 : 0) }
+    var raw: clinux_address {
+        clinux_address(high: high, low: low, port: port, is_v4: isV4 ? 1 : 0, scope: scope)
+    }
 }
 
 /// A bound UDP socket of one family that never blocks, never fragments, and moves bursts: the kernel cuts what is

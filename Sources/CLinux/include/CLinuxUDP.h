@@ -12,6 +12,8 @@ struct clinux_address {
     uint64_t high, low;
     uint16_t port;
     uint8_t is_v4;
+    // Number of the interface that a link-local IPv6 address belongs to; 0 for none.
+    uint32_t scope;
 };
 
 // One received message: `length` bytes, made of datagrams of `segment` bytes each (the last may be shorter).
