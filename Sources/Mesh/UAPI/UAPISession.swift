@@ -60,9 +60,12 @@ extension UAPI {
             while true {
                 if !waiting.isEmpty { return waiting.removeFirst() }
                 if piece.count >= limits.settingsPerPiece { return takePiece() }
-                guard nextLine() else { return takePiece() }
-                endOfLine()
-                line.removeAll(keepingCapacity: true)
+                if nextLine() {
+                    endOfLine()
+                    line.removeAll(keepingCapacity: true)
+                } else if waiting.isEmpty {
+                    return takePiece()
+                }
             }
         }
 

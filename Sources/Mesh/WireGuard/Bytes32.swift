@@ -113,6 +113,9 @@ extension WireGuard {
 
         init(value: Bytes32) { self.value = value }
 
+        /// The 32 secret bytes.
+        package var bytes: [UInt8] { value.bytes }
+
         /// Takes exactly 32 bytes.
         package init(bytes: some Collection<UInt8>) throws(KeyError) { value = try Bytes32(bytes: bytes) }
     }

@@ -28,6 +28,9 @@ extension WireGuard.Device {
     /// Our public key; nil while there is none.
     package var publicKey: NodePublicKey? { hasPrivateKey ? identity.publicKey.nodePublicKey : nil }
 
+    /// Indices in use by handshakes and sessions: at most six per peer.
+    package var indexCount: Int { indices.count }
+
     /// All peers, in the order of their slots.
     package var peerIndices: [WireGuard.PeerIndex] {
         peers.compactMap { $0?.value.index }
@@ -37,11 +40,6 @@ extension WireGuard.Device {
     package func details(of index: WireGuard.PeerIndex) -> WireGuard.PeerDetails? {
         guard let peer = find(index) else { return nil }
         return Self.details(peer)
-    }
-
-    /// Calls `body` with each peer, in the order of their slots.
-    package func forEachPeer(_ body: (WireGuard.PeerIndex, WireGuard.PeerDetails) -> Void) {
-        for case let peer? in peers { body(peer.value.index, Self.details(peer)) }
     }
 
     private static func details(_ peer: UnsafeOwned<Peer>) -> WireGuard.PeerDetails {
