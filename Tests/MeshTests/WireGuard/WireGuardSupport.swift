@@ -114,6 +114,8 @@ final class WireGuardNode {
     var packets: [[UInt8]] = []
     var keepalives = 0
     var drops: [WireGuard.DropReason] = []
+    /// Seconds by which this node's civil time is wrong.
+    var wallOffset: Int64 = 0
     private var buffer = [UInt8](repeating: 0, count: 2048)
 
     /// A node whose keys, indices and jitter follow from the seed.
@@ -144,12 +146,19 @@ final class WireGuardNode {
     var nextDeadline: Instant { device.nextDeadline }
     var counters: WireGuard.Counters { device.counters }
     var peerCount: Int { device.peerCount }
+    var indexCount: Int { device.indexCount }
     func peer(for key: NodePublicKey) -> WireGuard.PeerIndex? { device.peer(for: key) }
     func peer(for address: IPAddress) -> WireGuard.PeerIndex? { device.peer(for: address) }
     func removePeer(_ index: WireGuard.PeerIndex) -> Bool { device.removePeer(index) }
     func setPrivateKey(_ key: PrivateKey) -> WireGuard.PeerIndex? { device.setPrivateKey(key) }
     func statistics(of index: WireGuard.PeerIndex, now: Instant) -> WireGuard.PeerStatistics? {
         device.statistics(of: index, now: now)
+    }
+
+    private func wall(_ now: Instant) -> WireGuard.WallTime {
+        var wall = now.wall
+        wall.seconds = UInt64(Int64(wall.seconds) + wallOffset)
+        return wall
     }
 
     /// Everything that the device wants to send.
@@ -161,7 +170,7 @@ final class WireGuardNode {
 
     func nextOutput(_ now: Instant) -> [UInt8]? {
         let output = buffer.withUnsafeMutableBytes {
-            device.nextOutput(into: $0, now: now, wallTime: now.wall)
+            device.nextOutput(into: $0, now: now, wallTime: wall(now))
         }
         return output.map { Array(buffer[..<$0.length]) }
     }
