@@ -13,6 +13,7 @@ help: ## list the targets
 
 run: toolchain packages ## install what is needed, build, start the server and print its URL
 	$(SWIFT_BUILD) --product coder
+	ln -sf coder $(BIN)/coder-wireguard
 	@if [ -x $(BIN)/coder-slim ]; then :; else $(SWIFT_BUILD) --product coder-slim; fi
 	$(BIN)/coder server $(ARGS)
 
@@ -20,6 +21,7 @@ test: toolchain packages test-packages lint build unit ## install what is needed
 
 build: toolchain ## build everything, tests included
 	$(SWIFT_BUILD) --build-tests
+	ln -sf coder $(BIN)/coder-wireguard
 
 unit: ## run the tests that are built already
 	scripts/run-tests

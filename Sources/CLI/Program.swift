@@ -85,6 +85,14 @@ public enum Program {
         return await run(line, environment, hooks, console)
     }
 
+    /// The command line of this process, without the program's name. A program called `coder-wireguard` is
+    /// `coder wireguard`: wg-quick gives nothing but the interface.
+    public static func arguments(_ all: [String]) -> [String] {
+        let name = all.first?.split(separator: "/").last.map(String.init)
+        let rest = Array(all.dropFirst())
+        return name == WireGuardCommand.programName ? [WireGuardCommand.command.name] + rest : rest
+    }
+
     /// The process's variables. For the composition root; nothing else reads them.
     public static func environment() -> [String: String] {
         var environment: [String: String] = [:]

@@ -8,7 +8,7 @@ internal import Glibc
 enum Main {
     static func main() async {
         let status = await Program.run(
-            arguments: Array(CommandLine.arguments.dropFirst()), environment: Program.environment(),
+            arguments: Program.arguments(CommandLine.arguments), environment: Program.environment(),
             hooks: Hooks(version: Build.version))
         exit(status)
     }
