@@ -41,7 +41,7 @@ bench: toolchain packages test-packages ## measure against the peers and print t
 
 fuzz: toolchain packages ## long random runs of the parsers and simulators (SEEDS=1000)
 	$(SWIFT_BUILD) --build-tests
-	SIM_SEEDS=$${SEEDS:-1000} swift test -c release --skip-build --filter 'Fuzz|Simulat'
+	SIM_SEEDS=$${SEEDS:-1000} swift test -c release --skip-build --filter 'Fuzz|Simulat|Soak'
 
 toolchain:
 	@command -v swift >/dev/null || { echo "swift is not on PATH: install the Swift 6.3 toolchain for Debian 12 from swift.org/install/linux and try again" >&2; exit 1; }
