@@ -71,6 +71,9 @@ public struct UDPSocket: ~Copyable, Sendable {
         public var lost: UInt64 = 0
         /// `sendmsg`, `sendmmsg` and `recvmmsg` calls.
         public var calls: UInt64 = 0
+
+        /// All zero.
+        public init() {}
     }
 
     /// Both socket buffers are raised to this. `path-selection.md` §2: 7 MiB.
@@ -83,6 +86,19 @@ public struct UDPSocket: ~Copyable, Sendable {
     public private(set) var counters = Counters()
     /// Where the socket is bound.
     public let localAddress: KernelAddress
+
+    /// A datagram that the kernel did not take, though it had room.
+    public struct SendFailure: Hashable, Sendable {
+        /// Where it should have gone.
+        public var destination: KernelAddress
+        /// `errno`.
+        public var code: Int32
+        /// Whether it was too big for the path (EMSGSIZE); smaller ones may pass.
+        public var isTooBig: Bool { code == EMSGSIZE }
+    }
+
+    /// What failed since `takeFailures`, one entry per destination, a few at most.
+    private var failures: [SendFailure] = []
 
     /// Binds to `local`; port 0 lets the kernel choose. Datagrams are never fragmented unless `mayFragment`.
     public init(bindingTo local: KernelAddress, mayFragment: Bool = false) throws(SystemError) {
@@ -124,6 +140,21 @@ public struct UDPSocket: ~Copyable, Sendable {
         return burst.fill(from: number, limit: limit)
     }
 
+    /// Hands over what failed lately. Cheap when nothing did.
+    public mutating func takeFailures() -> [SendFailure] {
+        guard !failures.isEmpty else { return [] }
+        defer { failures = [] }
+        return failures
+    }
+
+    private mutating func noteFailure(_ destination: KernelAddress, _ result: Int32) {
+        // A full device or buffer says nothing about the way.
+        guard result < 0, ![EAGAIN, ENOBUFS, ENOMEM].contains(-result), failures.count < 16,
+            !failures.contains(where: { $0.destination == destination })
+        else { return }
+        failures.append(SendFailure(destination: destination, code: -result))
+    }
+
     /// Sends runs of datagrams out of `memory`. What the kernel refuses is lost, as UDP may, and counted.
     public mutating func send(_ runs: UnsafeBufferPointer<DatagramRun>, from memory: UnsafeRawPointer) {
         var next = 0
@@ -155,6 +186,7 @@ public struct UDPSocket: ~Copyable, Sendable {
                 sendPlainly(run, from: memory)
             default:
                 counters.lost += UInt64(run.datagramCount)
+                noteFailure(run.destination, result)
             }
             next += 1
         }
@@ -175,6 +207,7 @@ public struct UDPSocket: ~Copyable, Sendable {
             } else {
                 done += 1
                 counters.lost += 1
+                noteFailure(run.destination, result)
             }
         }
     }

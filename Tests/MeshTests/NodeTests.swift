@@ -6,57 +6,13 @@ import Mesh
 import Testing
 
 @Suite(.serialized, .timeLimit(.minutes(3))) struct NodeTests {
-    private static let echoPort: UInt16 = 7
-
-    /// Serves each stream by sending back what comes, until end of file.
-    private func serveEcho(_ pair: NodePair, port: UInt16 = Self.echoPort) async throws -> Task<Void, Never> {
-        let incoming = try await pair.server.listen(port: port)
-        return Task {
-            for await stream in incoming {
-                guard let descriptor = try? stream.descriptor() else { continue }
-                let number = descriptor.release()
-                let thread = try? DedicatedThread(name: "test-echo") {
-                    var chunk = [UInt8](repeating: 0, count: 65_536)
-                    while true {
-                        let count = read(number, &chunk, chunk.count)
-                        guard count > 0, Blocking.write(number, Array(chunk[..<count])) else { break }
-                    }
-                    OwnedDescriptor(taking: number).close()
-                }
-                thread?.detach()
-            }
-        }
-    }
-
-    /// Sends `count` bytes of a pattern through the echo server; true when exactly they come back.
-    private func echoes(_ number: Int32, count: Int, seed: UInt64) async -> Bool {
-        async let sent = Blocking.run { () -> (UInt64, Int) in
-            var generator = SeededGenerator(seed: seed)
-            var digest = Digest()
-            var left = count
-            while left > 0 {
-                let size = min(left, 1 + Int(generator.next() % 100_000))
-                let first = generator.next()
-                let chunk = (0..<size).map { UInt8(truncatingIfNeeded: first &+ UInt64($0) &* 31) }
-                guard Blocking.write(number, chunk) else { break }
-                digest.take(chunk)
-                left -= size
-            }
-            Descriptor.finishWriting(number)
-            return (digest.value, digest.count)
-        }
-        async let received = Blocking.run { Blocking.digest(number) }
-        let (a, b) = await (sent, received)
-        return a == b && a.1 == count
-    }
-
     @Test func bytesFlowThroughTheRelayAtOnce() async throws {
         let pair = try await NodePair(isDirectBlocked: true)
-        let task = try await serveEcho(pair)
+        let task = try await pair.serveEcho()
         let descriptor = try await pair.client.dial(
-            SocketAddress(NodePair.serverAddress, port: Self.echoPort))
+            SocketAddress(NodePair.serverAddress, port: NodePair.echoPort))
         let number = descriptor.number
-        #expect(await echoes(number, count: 1 << 20, seed: 1))
+        #expect(await NodePair.echoes(number, count: 1 << 20, seed: 1))
         let status = try await pair.client.status()
         #expect(status.peers.first?.path == .relay(1))
         #expect(status.counters.relaySent > 500)
@@ -68,14 +24,14 @@ import Testing
 
     @Test func aDirectPathIsFoundAndCarriesTheBytes() async throws {
         let pair = try await NodePair()
-        let task = try await serveEcho(pair)
+        let task = try await pair.serveEcho()
         let descriptor = try await pair.client.dial(
-            SocketAddress(NodePair.serverAddress, port: Self.echoPort))
+            SocketAddress(NodePair.serverAddress, port: NodePair.echoPort))
         let isDirect = try await pair.waitForPath(seconds: 5) { if case .direct = $0 { true } else { false } }
         #expect(isDirect)
         let before = try await pair.client.status().counters
         let number = descriptor.number
-        #expect(await echoes(number, count: 8 << 20, seed: 2))
+        #expect(await NodePair.echoes(number, count: 8 << 20, seed: 2))
         let after = try await pair.client.status().counters
         #expect(after.sentBytes - before.sentBytes > 8 << 20)
         // Heartbeats and the like may still be relayed, data not.
@@ -87,16 +43,16 @@ import Testing
 
     @Test func whenTheDirectPathDiesTheStreamGoesOnThroughTheRelay() async throws {
         let pair = try await NodePair()
-        let task = try await serveEcho(pair)
+        let task = try await pair.serveEcho()
         let descriptor = try await pair.client.dial(
-            SocketAddress(NodePair.serverAddress, port: Self.echoPort))
+            SocketAddress(NodePair.serverAddress, port: NodePair.echoPort))
         let isDirect = try await pair.waitForPath(seconds: 5) { if case .direct = $0 { true } else { false } }
         #expect(isDirect)
         let number = descriptor.number
-        async let result = echoes(number, count: 64 << 20, seed: 3)
+        async let result = NodePair.echoes(number, count: 64 << 20, seed: 3)
         try await Task.sleep(for: .milliseconds(300))
-        pair.client.dropUDP(true)
-        pair.server.dropUDP(true)
+        pair.client.dropUDP(.all)
+        pair.server.dropUDP(.all)
         let isRelayed = try await pair.waitForPath(seconds: 5) { $0 == .relay(1) }
         #expect(isRelayed)
         #expect(await result)
@@ -107,11 +63,11 @@ import Testing
 
     @Test func streamsOutliveARelayThatGoesAway() async throws {
         let pair = try await NodePair(isDirectBlocked: true)
-        let task = try await serveEcho(pair)
+        let task = try await pair.serveEcho()
         let descriptor = try await pair.client.dial(
-            SocketAddress(NodePair.serverAddress, port: Self.echoPort))
+            SocketAddress(NodePair.serverAddress, port: NodePair.echoPort))
         let number = descriptor.number
-        async let result = echoes(number, count: 4 << 20, seed: 4)
+        async let result = NodePair.echoes(number, count: 4 << 20, seed: 4)
         try await Task.sleep(for: .milliseconds(50))
         pair.relay.cut(refusing: false)
         #expect(await result)
@@ -123,15 +79,15 @@ import Testing
 
     @Test func manyStreamsAtOnce() async throws {
         let pair = try await NodePair()
-        let task = try await serveEcho(pair)
+        let task = try await pair.serveEcho()
         let results = await withTaskGroup(of: Bool.self) { group in
             for seed in 0..<24 {
                 group.addTask {
                     guard
                         let descriptor = try? await pair.client.dial(
-                            SocketAddress(NodePair.serverAddress, port: Self.echoPort))
+                            SocketAddress(NodePair.serverAddress, port: NodePair.echoPort))
                     else { return false }
-                    return await self.echoes(descriptor.number, count: 1 << 20, seed: UInt64(seed))
+                    return await NodePair.echoes(descriptor.number, count: 1 << 20, seed: UInt64(seed))
                 }
             }
             var results: [Bool] = []
@@ -219,13 +175,13 @@ import Testing
 
     @Test func pipesAndFilesAreBridged() async throws {
         let pair = try await NodePair()
-        let task = try await serveEcho(pair)
+        let task = try await pair.serveEcho()
         let toNode = try Descriptor.pipe()
         let fromNode = try Descriptor.pipe()
         let (readEnd, feed) = toNode.release()
         let (result, writeEnd) = fromNode.release()
         let stream = try await pair.client.dial(
-            SocketAddress(NodePair.serverAddress, port: Self.echoPort),
+            SocketAddress(NodePair.serverAddress, port: NodePair.echoPort),
             bridging: OwnedDescriptor(taking: readEnd),
             writing: OwnedDescriptor(taking: writeEnd))
         let text = Array(repeating: UInt8(97), count: 300_000)
@@ -248,7 +204,7 @@ import Testing
         // epoll refuses /dev/null: it is at its end at once, and takes everything.
         let null = open("/dev/null", O_RDWR | O_CLOEXEC)
         let quiet = try await pair.client.dial(
-            SocketAddress(NodePair.serverAddress, port: Self.echoPort),
+            SocketAddress(NodePair.serverAddress, port: NodePair.echoPort),
             bridging: OwnedDescriptor(taking: null),
             writing: OwnedDescriptor(taking: open("/dev/null", O_WRONLY | O_CLOEXEC)))
         #expect(await quiet.ended() == .finished)
@@ -313,7 +269,7 @@ import Testing
 
     @Test func garbageIsCountedAndHarmless() async throws {
         let pair = try await NodePair()
-        let task = try await serveEcho(pair)
+        let task = try await pair.serveEcho()
         let port = try await pair.server.status().ports.v4
         var sockets: UDPSocket? = try UDPSocket(bindingTo: .loopback(v4: true))
         var none: UDPSocket?
@@ -336,8 +292,8 @@ import Testing
         }
         _ = burst.flush(v4: &sockets, v6: &none)
         let descriptor = try await pair.client.dial(
-            SocketAddress(NodePair.serverAddress, port: Self.echoPort))
-        #expect(await echoes(descriptor.number, count: 100_000, seed: 5))
+            SocketAddress(NodePair.serverAddress, port: NodePair.echoPort))
+        #expect(await NodePair.echoes(descriptor.number, count: 100_000, seed: 5))
         let counters = try await pair.server.status().counters
         #expect(counters.garbage + counters.wireGuardDropped + counters.discoDropped > 1_000)
         descriptor.close()

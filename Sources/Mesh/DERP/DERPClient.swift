@@ -10,6 +10,8 @@ package struct DERPClient: ~Copyable, Sendable {
     package struct Limits: Sendable {
         /// Unsent bytes before packets are dropped: some 50 ms at 40 Mbit/s; more would only add delay.
         package var outputBytes = 256 << 10
+        /// The same for urgent packets: some hundred discovery messages.
+        package var urgentBytes = 64 << 10
         /// Text of a health frame that is kept; longer ones are skipped.
         package var healthBytes = 4 << 10
         /// Login answer; the real one has 53.
@@ -61,6 +63,10 @@ package struct DERPClient: ~Copyable, Sendable {
     private var isPreferred: Bool
     private var input = ByteQueue()
     private var output = ByteQueue()
+    /// Frames that go before those in `output`, between two of them.
+    private var urgent = ByteQueue()
+    /// Bytes that belong to the first frame of `output` when part of it was written already.
+    private var outputRest = 0
     /// Frames sent before the relay's key was known.
     private var early = ByteQueue()
     private var inputStep = 16 << 10
@@ -261,10 +267,16 @@ package struct DERPClient: ~Copyable, Sendable {
 
     /// Puts a packet for `peer` into the output. False: dropped and counted, because too much waits already, the
     /// relay's rate is used up, or it is longer than relays carry.
+    /// `isUrgent`: discovery and handshakes overtake data that waits.
     @discardableResult
-    package mutating func send(_ packet: RawSpan, to peer: NodePublicKey, now: Instant) -> Bool {
-        guard packet.byteCount <= DERP.maximumPayloadBytes, output.count + early.count < limits.outputBytes
-        else {
+    package mutating func send(
+        _ packet: RawSpan, to peer: NodePublicKey, isUrgent: Bool = false, now: Instant
+    ) -> Bool {
+        // Before the login is accepted nothing may overtake it.
+        let isUrgent = isUrgent && isReady
+        let hasRoom =
+            isUrgent ? urgent.count < limits.urgentBytes : output.count + early.count < limits.outputBytes
+        guard packet.byteCount <= DERP.maximumPayloadBytes, hasRoom else {
             counters.packetsDroppedFull += 1
             return false
         }
@@ -276,6 +288,8 @@ package struct DERPClient: ~Copyable, Sendable {
         counters.packetsOut += 1
         if case .awaitingKey = login {
             Self.write(packet, to: peer, into: &early)
+        } else if isUrgent {
+            Self.write(packet, to: peer, into: &urgent)
         } else {
             Self.write(packet, to: peer, into: &output)
         }
@@ -328,15 +342,41 @@ package struct DERPClient: ~Copyable, Sendable {
     }
 
     /// Whether bytes wait to be written.
-    package var hasOutput: Bool { !output.isEmpty }
+    package var hasOutput: Bool { !output.isEmpty || !urgent.isEmpty }
 
-    /// Calls `body` with the bytes to write; tell what was written by `consumeOutput`.
-    package func withOutput<R>(_ body: (RawSpan) throws -> R) rethrows -> R { try output.withBytes(body) }
+    /// How many bytes wait to be written.
+    package var outputCount: Int { output.count + urgent.count }
+
+    /// Whether the urgent frames are next: the others are between two frames.
+    private var isUrgentNext: Bool { !urgent.isEmpty && outputRest == 0 }
+
+    /// Calls `body` with bytes to write next; tell what was written by `consumeOutput`, then ask `hasOutput` again.
+    package func withOutput<R>(_ body: (RawSpan) throws -> R) rethrows -> R {
+        if isUrgentNext { return try urgent.withBytes(body) }
+        guard !urgent.isEmpty else { return try output.withBytes(body) }
+        return try output.withBytes { try body($0.extracting(0..<outputRest)) }
+    }
 
     /// Drops bytes that were written.
     package mutating func consumeOutput(_ count: Int) {
+        if isUrgentNext {
+            urgent.consume(count)
+            return urgent.releaseIfEmpty()
+        }
+        outputRest = Self.rest(of: output, outputRest, after: count)
         output.consume(count)
         if output.capacity > 64 << 10 { output.releaseIfEmpty() }
+    }
+
+    /// What is left of the frame in which `count` bytes end, when `rest` bytes of the first were still to go.
+    private static func rest(of queue: borrowing ByteQueue, _ rest: Int, after count: Int) -> Int {
+        queue.withBytes { bytes in
+            var end = rest
+            while end < count, bytes.byteCount >= end + DERP.headerBytes {
+                end += DERP.headerBytes + Int(bytes.wire32(end + 1))
+            }
+            return max(0, end - count)
+        }
     }
 
     // MARK: Time

@@ -12,8 +12,8 @@ enum Command: Sendable {
     case setDERPMap(DERPMap)
     case setDirectBlocked(Bool)
     case linkChanged
-    /// Hook of tests: UDP neither leaves nor arrives.
-    case dropUDP(Bool)
+    /// Hook of tests: UDP neither leaves nor arrives, or only its small talk does.
+    case dropUDP(UDPLoss)
 
     case dial(token: UInt64, to: SocketAddress, reading: Int32, writing: Int32)
     case openFlow(token: UInt64, to: SocketAddress, descriptor: Int32)
@@ -44,6 +44,14 @@ enum Command: Sendable {
         default: break
         }
     }
+}
+
+/// What a test lets happen to UDP.
+package enum UDPLoss: Hashable, Sendable {
+    case none
+    /// Packets inside the tunnel are lost; handshakes, discovery and STUN are not.
+    case data
+    case all
 }
 
 /// A STUN server whose name was looked up.

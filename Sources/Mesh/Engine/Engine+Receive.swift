@@ -16,7 +16,7 @@ extension Engine {
     mutating func receiveUDP(isV4: Bool) {
         for _ in 0..<Self.receiveCalls {
             let count = (isV4 ? v4?.receive(into: &received) : v6?.receive(into: &received)) ?? 0
-            if isDroppingUDP { continue }
+            if udpLoss == .all { continue }
             for index in 0..<count {
                 let message = received[index]
                 let source = SocketAddress(message.source)
@@ -42,6 +42,7 @@ extension Engine {
             return
         }
         let kind = unsafe UInt32(littleEndian: bytes.loadUnaligned(as: UInt32.self))
+        if udpLoss == .data, kind == WireGuard.MessageType.data, case .udp = source { return }
         if kind >= 1, kind <= 4 { return unsafe receiveWireGuard(bytes, from: source) }
         let span = unsafe UnsafeRawBufferPointer(bytes).bytes
         if Disco.looksLikeDisco(span) {
@@ -90,7 +91,11 @@ extension Engine {
 
     @inline(__always)
     private mutating func noteSource(_ peer: WireGuard.PeerIndex, _ source: DatagramSource) {
-        if case .udp(let address) = source { peers.noteSource(peer, address) }
+        guard case .udp(let address) = source else { return }
+        peers.noteSource(peer, address)
+        if now < dataDoubtUntil, let record = peers.record(peer), record.usesPaths {
+            paths.noteDirectData(record.id, from: address, now: now)
+        }
     }
 
     /// A cookie reply goes back where the message came from.

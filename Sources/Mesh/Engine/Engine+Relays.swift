@@ -222,13 +222,16 @@ extension Engine {
     }
 
     /// Queues a packet for a relay; dropped and counted when that takes too much already.
-    mutating func sendRelayed(_ bytes: UnsafeRawBufferPointer, region: Int, to key: NodePublicKey) {
+    /// Urgent ones, discovery and handshakes, overtake what waits.
+    mutating func sendRelayed(
+        _ bytes: UnsafeRawBufferPointer, region: Int, to key: NodePublicKey, isUrgent: Bool = false
+    ) {
         guard let link = link(region) else {
             counters.relayDropped += 1
             return
         }
         if case .idle = link.state { dial(link) }
-        if unsafe link.client?.send(bytes.bytes, to: key, now: now) == true {
+        if unsafe link.client?.send(bytes.bytes, to: key, isUrgent: isUrgent, now: now) == true {
             counters.relaySent += 1
             link.hasNews = true
         } else {
@@ -365,5 +368,5 @@ extension Engine {
 
 extension RelayLink {
     /// Bytes that wait to be written.
-    var backlog: Int { client?.withOutput { $0.byteCount } ?? 0 }
+    var backlog: Int { client?.outputCount ?? 0 }
 }

@@ -181,7 +181,8 @@ extension Engine {
             let route = route(of: record)
             if let region = route.relay {
                 let datagram = unsafe UnsafeRawBufferPointer(rebasing: place[..<output.length])
-                unsafe sendRelayed(datagram, region: region, to: record.peer.key)
+                unsafe sendRelayed(
+                    datagram, region: region, to: record.peer.key, isUrgent: !output.isData)
             }
             if let address = route.udp {
                 burst.append(output.length, to: address.kernel)
@@ -201,7 +202,8 @@ extension Engine {
             case .udp(let address, let length): burst.append(length, to: address.kernel)
             case .relay(let region, let key, let length):
                 unsafe sendRelayed(
-                    UnsafeRawBufferPointer(rebasing: place[..<length]), region: region, to: key)
+                    UnsafeRawBufferPointer(rebasing: place[..<length]), region: region, to: key,
+                    isUrgent: true)
             }
         }
         while true {
@@ -229,10 +231,26 @@ extension Engine {
     mutating func flush() {
         guard !burst.isEmpty else { return }
         counters.sentBytes += UInt64(burst.used)
-        if isDroppingUDP {
+        if udpLoss == .all {
             counters.lostDatagrams += UInt64(burst.discard())
         } else {
             counters.lostDatagrams += UInt64(burst.flush(v4: &v4, v6: &v6))
+            noteSendFailures()
+        }
+    }
+
+    /// What the kernel refused concerns a path: no route, forbidden, or too big for what the route takes.
+    private mutating func noteSendFailures() {
+        for failure in (v4?.takeFailures() ?? []) + (v6?.takeFailures() ?? []) {
+            counters.sendFailures += 1
+            let address = SocketAddress(failure.destination)
+            if failure.isTooBig, let peer = paths.peer(forUDP: address) {
+                // Pings are smaller than data: they cannot tell.
+                paths.noteDataDead(peer, isCertain: true, now: now)
+                dataDoubtUntil = now + .seconds(4)
+            } else {
+                paths.noteSendFailure(to: address, now: now)
+            }
         }
     }
 }

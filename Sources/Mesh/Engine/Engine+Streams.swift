@@ -53,9 +53,11 @@ extension Engine {
         attach(slot, reading: reading, writing: writing)
     }
 
-    /// The stack accepted a connection: offer it to whoever listens.
+    /// The stack accepted a connection, or asks whether to: offer it to whoever listens. What was asked for comes
+    /// here a second time when its handshake is complete.
     mutating func streamAccepted(_ connection: ConnectionID, _ local: SocketAddress, _ remote: SocketAddress)
     {
+        if let slot = streams.slot(connection: connection) { return enqueue(slot) }
         let listener = tcpListeners[local.port] ?? anyTCPListener
         guard let listener, streams.count < limits.streams else {
             counters.refused += 1
@@ -72,6 +74,7 @@ extension Engine {
     /// Gives an accepted stream its descriptors.
     mutating func attach(token: UInt64, reading: Int32, writing: Int32) {
         if let slot = streams.slot(token: token), streams[slot].phase == .waiting {
+            stack.accept(streams[slot].connection)
             attach(slot, reading: reading, writing: writing)
         } else if let slot = flows.slot(token: token) {
             attachFlow(slot, reading)

@@ -35,12 +35,41 @@ extension Engine {
 
     mutating func linkChanged() {
         log("network changed")
+        rebind()
         updateLocalAddresses()
         discovery.linkChanged(now: now)
         paths.linkChanged(now: now)
         checkRelays()
         resolveAt = now
         if configuration.relayDialer != nil { measure() }
+    }
+
+    /// Opens the UDP sockets anew, on the same ports if possible: they may be bound to what is gone, and a family
+    /// that was missing may have come.
+    private mutating func rebind() {
+        guard configuration.binding != .none else { return }
+        let ports = (v4: v4?.localAddress.port ?? 0, v6: v6?.localAddress.port ?? 0)
+        // What waits in the old sockets has arrived: it must not be lost.
+        receiveUDP(isV4: true)
+        receiveUDP(isV4: false)
+        for socket in [v4?.counters, v6?.counters] {
+            guard let socket else { continue }
+            retired.sent += socket.sent
+            retired.lost += socket.lost
+            retired.calls += socket.calls
+        }
+        v6 = nil
+        v4 = nil
+        v6 = EngineSockets.reopen(configuration, v4: false, port: ports.v6 != 0 ? ports.v6 : ports.v4)
+        v4 = EngineSockets.reopen(configuration, v4: true, port: ports.v4 != 0 ? ports.v4 : ports.v6)
+        do {
+            if let number = v4?.number { try epoll.add(number, .read, token: EventSource.udp4.token) }
+            if let number = v6?.number { try epoll.add(number, .read, token: EventSource.udp6.token) }
+        } catch {
+            log("UDP socket cannot be watched", [("error", "\(error)")])
+        }
+        let now = (v4: v4?.localAddress.port ?? 0, v6: v6?.localAddress.port ?? 0)
+        if now != ports { log("UDP ports changed", [("v4", "\(now.v4)"), ("v6", "\(now.v6)")]) }
     }
 
     mutating func setDirectBlocked(_ isBlocked: Bool) {
@@ -143,10 +172,10 @@ extension Engine {
             }
             list.append(status)
         }
-        counters.sentDatagrams = (v4?.counters.sent ?? 0) + (v6?.counters.sent ?? 0)
-        counters.socketCalls = (v4?.counters.calls ?? 0) + (v6?.counters.calls ?? 0)
+        counters.sentDatagrams = retired.sent + (v4?.counters.sent ?? 0) + (v6?.counters.sent ?? 0)
+        counters.socketCalls = retired.calls + (v4?.counters.calls ?? 0) + (v6?.counters.calls ?? 0)
         var total = counters
-        total.lostDatagrams += (v4?.counters.lost ?? 0) + (v6?.counters.lost ?? 0)
+        total.lostDatagrams += retired.lost + (v4?.counters.lost ?? 0) + (v6?.counters.lost ?? 0)
         let features = v4?.features
         return NodeStatus(
             ownNode: ownNode, peers: list.sorted { $0.id < $1.id }, counters: total,
@@ -234,7 +263,8 @@ extension Engine {
     mutating func handleStackEvents() {
         while let event = stack.nextEvent() {
             switch event {
-            case .accepted(let id, let local, let remote): streamAccepted(id, local, remote)
+            case .asked(let id, let local, let remote), .accepted(let id, let local, let remote):
+                streamAccepted(id, local, remote)
             case .connected(let id): streamConnected(id)
             case .readable(let id), .writable(let id):
                 if let slot = streams.slot(connection: id) { enqueue(slot) }
@@ -249,5 +279,16 @@ extension Engine {
             case .echoReply, .rejected: break
             }
         }
+        while let stall = stack.nextStall() { pathStalled(stall) }
+    }
+
+    /// TCP makes no progress with the peer: the path may carry only small talk.
+    private mutating func pathStalled(_ stall: Stack.Stall) {
+        guard let index = route(to: stall.remote), let record = peers.record(index), record.usesPaths else {
+            return
+        }
+        counters.stalls += 1
+        paths.noteDataDead(record.id, isCertain: stall.isCertain, now: now)
+        dataDoubtUntil = now + .seconds(4)
     }
 }

@@ -27,10 +27,12 @@ struct Engine: ~Copyable {
     var pendingLengths = InlineArray<64, Int>(repeating: 0)
     var pendingCount = 0
     var pendingBytes = 0
-    var isDroppingUDP = false
+    var udpLoss = UDPLoss.none
     var tun: TUNDevice?
     let linkMonitor: LinkMonitor?
     var linkCheckAt = Instant.never
+    /// Until then some path may be doubted until data comes over it.
+    var dataDoubtUntil = Instant(nanoseconds: 0)
     var interfaceAddresses: [IPAddress] = []
 
     // Machines.
@@ -63,6 +65,8 @@ struct Engine: ~Copyable {
     var reachOfPing: [UInt64: UInt64] = [:]
     var published: OwnNode?
     var counters = NodeCounters()
+    /// Counters of sockets that were closed.
+    var retired = UDPSocket.Counters()
     /// Room for one datagram of any size: UDP flows and small messages.
     let scratch = ScratchMemory(byteCount: 65_536)
 
@@ -201,7 +205,7 @@ struct Engine: ~Copyable {
         case .setDERPMap(let map): setDERPMap(map)
         case .setDirectBlocked(let isBlocked): setDirectBlocked(isBlocked)
         case .linkChanged: linkChanged()
-        case .dropUDP(let isDropping): isDroppingUDP = isDropping
+        case .dropUDP(let loss): udpLoss = loss
         case .dial(let token, let address, let reading, let writing):
             dial(token: token, to: address, reading: reading, writing: writing)
         case .openFlow(let token, let address, let number): openFlow(token: token, to: address, number)
@@ -235,7 +239,7 @@ struct Engine: ~Copyable {
             stack.listen(port)
         case (nil, false):
             anyTCPListener = listener
-            stack.listenAny()
+            stack.listenAny(asking: true)
         case (let port?, true):
             udpListeners[port] = listener
             stack.bindUDP(port)

@@ -34,6 +34,14 @@ struct EngineSockets: ~Copyable {
         configuration.binding == .loopback ? .loopback(v4: v4, port: port) : .any(v4: v4, port: port)
     }
 
+    /// One socket of a family, on `port` if that is free, else on the configured or any port.
+    static func reopen(_ configuration: NodeConfiguration, v4: Bool, port: UInt16) -> UDPSocket? {
+        for candidate in [port, configuration.listenPort, 0] {
+            if let socket = open(configuration, v4: v4, port: candidate) { return consume socket }
+        }
+        return nil
+    }
+
     /// Watches all of them for reading.
     mutating func watch(_ epoll: borrowing Epoll, _ wakeUp: WakeUp) throws(SystemError) {
         try epoll.add(wakeUp.number, .read, token: EventSource.wakeUp.token)

@@ -30,6 +30,10 @@ extension Stack {
         let pending = connections[slot].pending
         guard !connections[slot].isOrphan, !connections[slot].isFree, !pending.isEmpty else { return nil }
         let id = connections[slot].id
+        if pending.contains(.asked) {
+            connections[slot].pending.remove(.asked)
+            return .asked(id, local: connections[slot].local, remote: connections[slot].remote)
+        }
         if pending.contains(.accepted) {
             connections[slot].pending.remove(.accepted)
             return .accepted(id, local: connections[slot].local, remote: connections[slot].remote)

@@ -62,8 +62,22 @@ extension Stack {
     /// Stops accepting; open connections stay.
     package mutating func unlisten(_ port: UInt16) { listening.remove(port) }
 
-    /// Accepts connections to all ports that have no listener of their own.
-    package mutating func listenAny(_ on: Bool = true) { listensAny = on }
+    /// Accepts connections to all ports that have no listener of their own. `asking`: each is announced by an
+    /// `asked` event before its handshake is completed, to be decided by `accept` or `abort`.
+    package mutating func listenAny(_ on: Bool = true, asking: Bool = false) {
+        listensAny = on
+        asksFirst = asking
+    }
+
+    /// Completes the handshake of a connection that was `asked` for. `accepted` follows.
+    package mutating func accept(_ id: ConnectionID) {
+        guard let slot = slot(id) else { return }
+        connections[slot].accept(&context)
+        settle(slot)
+    }
+
+    /// A peer with which some connection makes no progress. Nil when there is none (any more).
+    package mutating func nextStall() -> Stall? { context.stalls.popLast() }
 
     // MARK: - Reading and writing
 
@@ -286,6 +300,7 @@ extension Stack {
         connections[slot].isHalfOpen = true
         halfOpen += 1
         connections[slot].negotiate(segment, now)
+        if asksFirst, !listening.contains(local.port) { connections[slot].awaitDecision(now, &context) }
         settle(slot)
     }
 }

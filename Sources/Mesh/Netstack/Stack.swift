@@ -20,6 +20,7 @@ package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the m
     var addresses: [IPAddress]
     var listening: Set<UInt16> = []
     var listensAny = false
+    var asksFirst = false
     var udpPorts: Set<UInt16> = []
     var udpAny = false
     var repliesWindow = Instant(nanoseconds: 0)

@@ -2,6 +2,8 @@
 
 /// What the owner of a stack should look at.
 package enum StackEvent: Hashable, Sendable {
+    /// A peer wants a connection to a port that `listenAny(asking:)` covers: `accept` or `abort` it.
+    case asked(ConnectionID, local: SocketAddress, remote: SocketAddress)
     /// A peer opened a connection to a listening port. It is established.
     case accepted(ConnectionID, local: SocketAddress, remote: SocketAddress)
     /// Our own connection is established; writing may begin.
@@ -22,6 +24,16 @@ package enum StackEvent: Hashable, Sendable {
     case echoReply(from: IPAddress, token: UInt64)
     /// The peer's packet filter refused a packet of ours (TSMP reject).
     case rejected(kind: UInt8, reason: UInt8, local: SocketAddress, remote: SocketAddress)
+}
+
+extension Stack {
+    /// Bytes do not get through to a peer, or its acknowledgements not back.
+    package struct Stall: Hashable, Sendable {
+        /// The peer.
+        package var remote: IPAddress
+        /// Two time-outs in a row, or old data that comes again and again; else one time-out.
+        package var isCertain: Bool
+    }
 }
 
 /// Why `connect` did not start.

@@ -43,6 +43,10 @@ package struct StackLimits: Sendable {
     /// Repetitions of the same data before giving up: about 15 minutes, as Linux. Counted, not timed, so that a
     /// laptop that slept does not lose its sessions on waking.
     package var dataRetries = 15
+    /// How long a SYN waits for the owner's decision (`listenAny(asking:)`), then it is refused.
+    package var decision = Interval.seconds(20)
+    /// Old data that comes again for so long means that our acknowledgements are lost (`nextStall`).
+    package var stallPatience = Interval.milliseconds(400)
     /// Silence before the first keepalive probe (RFC 1122 §4.2.3.6: no less than two hours by default).
     package var keepaliveIdle = Interval.seconds(7_200)
     /// Time between keepalive probes.

@@ -176,8 +176,8 @@ public final class Node: Sendable {
         return stream
     }
 
-    /// Hook of tests: while on, UDP neither leaves nor arrives, as behind a firewall that drops.
-    package func dropUDP(_ isDropping: Bool) { queue.post(.dropUDP(isDropping)) }
+    /// Hook of tests: UDP neither leaves nor arrives, as behind a firewall that drops, or data does not arrive.
+    package func dropUDP(_ loss: UDPLoss) { queue.post(.dropUDP(loss)) }
 
     // MARK: Details
 

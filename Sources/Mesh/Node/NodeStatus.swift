@@ -71,6 +71,10 @@ public struct NodeCounters: Hashable, Sendable {
     public var sentBytes: UInt64 = 0
     /// Datagrams that the kernel refused, or that had no socket of their family.
     public var lostDatagrams: UInt64 = 0
+    /// Times that the kernel refused a destination: no route, forbidden, too big.
+    public var sendFailures: UInt64 = 0
+    /// Times that TCP made no progress, so that the path was doubted.
+    public var stalls: UInt64 = 0
     /// System calls that moved UDP.
     public var socketCalls: UInt64 = 0
     /// Packets that came from relays.

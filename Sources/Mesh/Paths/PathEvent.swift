@@ -96,6 +96,8 @@ public enum DoubtReason: String, Hashable, Sendable {
 public enum PathLoss: String, Hashable, Sendable {
     /// Nothing was answered while it was doubted.
     case unanswered = "timeout"
+    /// It answers pings but does not carry data; not chosen again for a while.
+    case dataDead = "data-dead"
     /// The address is no candidate any more.
     case candidateGone = "candidate-gone"
     /// The peer started anew, or went away.

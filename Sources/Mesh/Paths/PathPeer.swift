@@ -9,6 +9,8 @@ struct PathPeer: Sendable {
         var trustUntil: Instant
         /// Since when packets go both ways.
         var doubtedSince: Instant?
+        /// The doubt ends when data comes, not when a pong does.
+        var awaitsData = false
         /// When the first of the unanswered pings to it left, and how many there are.
         var unansweredSince: Instant?
         var unanswered = 0

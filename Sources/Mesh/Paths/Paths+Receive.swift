@@ -160,9 +160,15 @@ extension Paths {
         map(actual, to: slot)
         peers[slot]!.candidates[index].answeredAt = now
         peers[slot]!.candidates[index].latency = latency
+        if let until = peers[slot]!.candidates[index].shunnedUntil, now < until { return }
         let measured = MeasuredAddress(address: pinged, latency: latency)
         let best = peers[slot]!.best
-        if best?.measured.address == pinged {
+        if let best, best.awaitsData, best.measured.address == pinged {
+            peers[slot]!.best!.measured = measured
+            peers[slot]!.best!.unanswered = 0
+            peers[slot]!.best!.unansweredSince = nil
+            peers[slot]!.best!.checkAt = (best.doubtedSince ?? now) + limits.dataDoubt
+        } else if best?.measured.address == pinged {
             let wasDoubted = best?.doubtedSince != nil
             peers[slot]!.best = PathPeer.Best(measured: measured, trustUntil: now + limits.trust)
             if wasDoubted { report(.trustedAgain(pinged), slot, now: now) }

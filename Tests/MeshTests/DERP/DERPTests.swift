@@ -73,8 +73,13 @@ private final class Client {
         return result
     }
 
-    func takeOutput() -> [UInt8] {
-        let bytes = machine.withOutput { $0.wireBytes(0..<$0.byteCount) }
+    func send(_ packet: [UInt8], isUrgent: Bool) -> Bool {
+        machine.send(packet.span.bytes, to: peerKey(), isUrgent: isUrgent, now: start)
+    }
+
+    /// What a write that takes at most `limit` bytes writes.
+    func takeOutput(atMost limit: Int = .max) -> [UInt8] {
+        let bytes = machine.withOutput { $0.wireBytes(0..<min($0.byteCount, limit)) }
         machine.consumeOutput(bytes.count)
         return bytes
     }
@@ -300,6 +305,29 @@ private final class Session {
         let tooLong = [UInt8](repeating: 0, count: 65_537)
         #expect(!client.send(tooLong))
         #expect(client.counters.packetsDroppedFull == 2)
+    }
+
+    @Test(arguments: [1, 7, 36, 37, 38, 1_000]) func urgentFramesOvertakeBetweenFrames(step: Int) throws {
+        let client = makeClient()
+        _ = try client.events(vectors.frame("ServerKey") + vectors.frame("ServerInfo"))
+        while client.hasOutput { _ = client.takeOutput() }
+        for number in 0..<3 { #expect(client.send([UInt8](repeating: UInt8(number), count: 500))) }
+        // The first frame is under way when something urgent comes.
+        var written = client.takeOutput(atMost: step)
+        #expect(client.send([UInt8](repeating: 100, count: 60), isUrgent: true))
+        #expect(client.send([UInt8](repeating: 101, count: 60), isUrgent: true))
+        while client.hasOutput { written += client.takeOutput(atMost: step) }
+        var order: [UInt8] = []
+        var at = 0
+        while at + 5 < written.count {
+            let length = Int(written[at + 3]) << 8 | Int(written[at + 4])
+            #expect(written[at] == 4)
+            order.append(written[at + 37])
+            at += 5 + length
+        }
+        #expect(at == written.count)
+        let behind = step < 537 ? [0, 100, 101, 1, 2] : [0, 1, 100, 101, 2]
+        #expect(order == behind.map { UInt8($0) })
     }
 
     // derp.md D12

@@ -125,9 +125,27 @@ extension Connection {
         wantsOutput(&context)
     }
 
+    /// The peer's SYN waits until the owner decides.
+    mutating func awaitDecision(_ now: Instant, _ context: inout StackContext) {
+        wasAsked = true
+        awaitsDecision = true
+        synNeeded = false
+        lifeDeadline = now + context.limits.decision
+        notify(.asked, &context)
+    }
+
+    /// The owner wants the connection: SYN-ACK.
+    mutating func accept(_ context: inout StackContext) {
+        guard awaitsDecision else { return }
+        awaitsDecision = false
+        lifeDeadline = .never
+        synNeeded = true
+        wantsOutput(&context)
+    }
+
     /// The connection is over at once. The owner hears of it unless it never knew, or let go.
     mutating func die(_ reason: CloseReason, _ context: inout StackContext) {
-        let wasKnown = !(isPassive && state == .synReceived)
+        let wasKnown = !(isPassive && state == .synReceived) || wasAsked
         state = .closed
         send.release(&context.pool)
         receive.release(&context.pool)

@@ -135,11 +135,21 @@ extension Connection {
             context.counters.duplicates += 1
             noteDuplicate(segment.sequence, segment.sequence + segment.payloadLength)
             acknowledgeNow(&context)
+            noteRepeat(now, &context)
         } else if segment.length > 0, !segment.flags.contains(.syn) {
             acknowledgeNow(&context)
         } else {
             challenge(now, &context)
         }
+    }
+
+    /// Old data again and again, and nothing new: our acknowledgements do not arrive.
+    private mutating func noteRepeat(_ now: Instant, _ context: inout StackContext) {
+        if repeatsReceived == 0 { repeatsSince = now }
+        repeatsReceived = min(repeatsReceived + 1, 1_000)
+        guard repeatsReceived >= 3, now.since(repeatsSince) >= context.limits.stallPatience else { return }
+        repeatsReceived = 0
+        context.noteStall(remote.ip, isCertain: true)
     }
 
     /// RFC 5961 §3.2: only the exact number resets; others in the window are challenged.
@@ -163,6 +173,7 @@ extension Connection {
         if state == .synReceived, segment.sequence == initialReceive {
             // The SYN again, or both sides opened at once and this is the peer's SYN-ACK.
             if segment.flags.contains(.ack) { return true }
+            if awaitsDecision { return false }
             synNeeded = true
             wantsOutput(&context)
             return false
@@ -215,6 +226,7 @@ extension Connection {
                 context.counters.duplicates += 1
                 noteDuplicate(start, start + old)
                 acknowledgeNow(&context)
+                if old == segment.payloadLength { noteRepeat(now, &context) }
             }
             start = start + old
             skip += old
@@ -259,6 +271,7 @@ extension Connection {
         receive.place(bytes, at: receive.count)
         receive.extend(bytes.count)
         receiveNext = receiveNext + bytes.count
+        repeatsReceived = 0
         if !outOfOrder.isEmpty {
             let end = outOfOrder.advance(to: receiveNext)
             receive.extend(end - receiveNext)

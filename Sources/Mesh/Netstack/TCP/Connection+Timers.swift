@@ -84,6 +84,7 @@ extension Connection {
         }
         guard countRetry(&context) else { return }
         context.counters.timeouts += 1
+        context.noteStall(remote.ip, isCertain: retries >= 2)
         retransmitBase = now
         guard state.isSynchronized else {
             trip.backOff()
@@ -139,7 +140,9 @@ extension Connection {
 
     private mutating func lifeTimerFired(_ now: Instant, _ context: inout StackContext) {
         lifeDeadline = .never
-        if state == .timeWait {
+        if awaitsDecision {
+            abort(&context)
+        } else if state == .timeWait {
             expire(&context)
         } else if isOrphan, state == .finWait2 {
             die(.done, &context)

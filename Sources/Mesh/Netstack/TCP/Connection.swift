@@ -28,6 +28,7 @@ struct Connection: ~Copyable {
         static let writable = Pending(rawValue: 8)
         static let peerClosed = Pending(rawValue: 16)
         static let closed = Pending(rawValue: 32)
+        static let asked = Pending(rawValue: 64)
     }
 
     // Identity
@@ -40,6 +41,10 @@ struct Connection: ~Copyable {
     var pseudoHeader: UInt64 = 0
     /// A peer opened it.
     var isPassive = false
+    /// A peer's SYN that is answered when the owner says so; the owner knows of it.
+    var wasAsked = false
+    /// The owner has not decided yet.
+    var awaitsDecision = false
     /// Counted among the half-open ones.
     var isHalfOpen = false
     /// The slot is on the free list.
@@ -138,6 +143,9 @@ struct Connection: ~Copyable {
     var receiveTrip: UInt64 = 0
     var copiedSince = 0
     var copiedStart = Instant(nanoseconds: 0)
+    /// Segments that came again since the last new one, and when the first of them did.
+    var repeatsReceived = 0
+    var repeatsSince = Instant(nanoseconds: 0)
 
     // Timers
     var sendTimer = SendTimer.off
@@ -211,6 +219,8 @@ struct StackContext: ~Copyable {
     var resting = SlotQueue()
     /// Finished packets that belong to no connection.
     var packets: PacketQueue
+    /// Peers towards which bytes do not get through, or from which no acknowledgement seems to arrive.
+    var stalls: [Stack.Stall] = []
     var mtu: Int
 
     init(limits: StackLimits, mtu: Int) {
@@ -223,6 +233,15 @@ struct StackContext: ~Copyable {
     /// What one buffer may hold now: half of the memory that is left, so that n busy buffers settle at one part in
     /// n + 2 of all memory each and a newcomer always finds room (dynamic thresholds, Choudhury and Hahne 1998).
     @inline(__always) var bufferShare: Int { max(limits.initialBuffer, pool.available / 2) }
+}
+
+extension StackContext {
+    /// Tells the owner that a peer's packets, or ours to it, seem to be lost; a few at most are remembered.
+    mutating func noteStall(_ remote: IPAddress, isCertain: Bool) {
+        let stall = Stack.Stall(remote: remote, isCertain: isCertain)
+        guard stalls.count < 64, !stalls.contains(stall) else { return }
+        stalls.append(stall)
+    }
 }
 
 extension Connection {
