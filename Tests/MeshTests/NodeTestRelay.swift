@@ -32,6 +32,8 @@ final class NodeTestRelay: RelayDialer {
         return DERPMap(regions: [1: DERPMap.Region(id: 1, code: "test", name: "Test", nodes: [silent])])
     }
 
+    /// Nodes that are logged in.
+    var clientCount: Int { state.withLock { $0.clients.count } }
     var connects: Int { state.withLock { $0.connects } }
     var forwarded: Int { state.withLock { $0.forwarded } }
 
@@ -167,6 +169,8 @@ struct NodePair {
     private func introduce() async throws {
         let clientNode = try await Self.published(client)
         let serverNode = try await Self.published(server)
+        // What is sent to a node that is not logged in yet is lost, and an initiation comes again after 5 s only.
+        for _ in 0..<500 where relay.clientCount < 2 { try await Task.sleep(for: .milliseconds(10)) }
         // The side that starts comes last, as READY_FOR_HANDSHAKE sees to: a lost initiation costs five seconds.
         server.updatePeer(Self.peer(Self.clientID, clientNode, Self.clientAddress))
         _ = try await server.status()

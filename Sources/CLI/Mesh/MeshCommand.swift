@@ -86,6 +86,7 @@ enum MeshCommand {
                 console.note("\(message)" + metadata.map { " \($0.0)=\($0.1)" }.joined())
             }
         }
+        MeshMemory.allowManyDescriptors()
         let control = path.isEmpty ? nil : try MeshControl(path: path)
         let node = try Node(configuration)
         node.setPeers(file.peers)

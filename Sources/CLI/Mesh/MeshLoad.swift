@@ -20,6 +20,8 @@ struct MeshLoad: Sendable {
         case udp
         /// Connects and closes: any service.
         case connects
+        /// Connects `count` times and holds all of that for a while: memory. With a `hold`.
+        case idle
     }
 
     var kind: Kind
@@ -76,6 +78,40 @@ struct MeshLoad: Sendable {
         return Double(text)
     }
 
+    /// Open connections that nobody uses: what they cost this process.
+    private func idle(on node: Node) async -> JSON {
+        let start = Clock.monotonicNanoseconds()
+        let before = MeshMemory.residentBytes
+        var held: [Int32] = []
+        var problem: String?
+        func note(_ result: Result<Int32, NodeError>) {
+            switch result {
+            case .success(let number): held.append(number)
+            case .failure(let error): problem = "\(error)"
+            }
+        }
+        await withTaskGroup(of: Result<Int32, NodeError>.self) { group in
+            for index in 0..<count {
+                if index >= 64, let result = await group.next() { note(result) }
+                group.addTask {
+                    do throws(NodeError) { return .success(try await node.dial(target).release()) } catch {
+                        return .failure(error)
+                    }
+                }
+            }
+            for await result in group { note(result) }
+        }
+        let took = Self.seconds(since: start)
+        try? await Task.sleep(for: .seconds(seconds))
+        let grown = MeshMemory.residentBytes - before
+        for number in held { OwnedDescriptor(taking: number).close() }
+        return .record([
+            "kind": .string(kind.rawValue), "count": .int(held.count), "seconds": .double(took),
+            "per_second": .double(Double(held.count) / took, digits: 1), "grown_bytes": .int(grown),
+            "problems": .array(problem.map { [.string($0)] } ?? []),
+        ])
+    }
+
     /// What one stream saw.
     private struct Part: Sendable {
         var bytes = 0
@@ -91,6 +127,7 @@ struct MeshLoad: Sendable {
 
     /// Runs it and returns the result.
     func run(on node: Node) async -> JSON {
+        if kind == .idle { return await idle(on: node) }
         let start = Clock.monotonicNanoseconds()
         let parts = await withTaskGroup(of: Part.self) { group in
             for index in 0..<streams {
@@ -189,7 +226,7 @@ struct MeshLoad: Sendable {
             writer.join()
             if checks { part.isExact = part.isExact && part.bytes == mine }
         case .rr, .udp: try questions(socket, share(count, index), start, &part)
-        case .connects: break
+        case .connects, .idle: break
         }
     }
 

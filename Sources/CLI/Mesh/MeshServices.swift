@@ -18,6 +18,8 @@ struct MeshService: Hashable, Sendable {
         case discard
         /// Sends zeros until the peer has had enough, inside the engine.
         case zero
+        /// Keeps connections and does nothing with them.
+        case hold
         /// Sends datagrams back.
         case udpEcho = "udp-echo"
     }
@@ -46,8 +48,12 @@ final class MeshServices: Sendable {
     private let node: Node
     private let running = Mutex<[MeshService: Task<Void, Never>]>([:])
     private let threads = Atomic(0)
+    /// Descriptors of `hold`, closed with this object. Bounded by the node's limit of streams.
+    private let held = Mutex<[Int32]>([])
 
     init(node: Node) { self.node = node }
+
+    deinit { held.withLock { $0.forEach { OwnedDescriptor(taking: $0).close() } } }
 
     var list: [MeshService] { running.withLock { $0.keys.sorted { $0.port < $1.port } } }
 
@@ -75,6 +81,9 @@ final class MeshServices: Sendable {
             switch kind {
             case .discard: try stream.bridge(reading: Self.open("/dev/null"), writing: Self.open("/dev/null"))
             case .zero: try stream.bridge(reading: Self.open("/dev/zero"), writing: Self.open("/dev/null"))
+            case .hold:
+                let number = try stream.descriptor().release()
+                held.withLock { $0.append(number) }
             default:
                 let number = try stream.descriptor().release()
                 onThread(number) { socket in

@@ -10,28 +10,45 @@ enum DatagramSource {
 
 // From the socket to the TCP/IP stack: told apart by the first bytes, opened in place, handed on.
 extension Engine {
-    /// System calls per readiness and turn: what is answered must leave before too much more comes in.
-    private static let receiveCalls = 4
+    /// Bytes per readiness and turn, about: they fit the caches, and what is answered leaves before more comes in.
+    private static let receiveBudget = 384 << 10
 
     mutating func receiveUDP(isV4: Bool) {
-        for _ in 0..<Self.receiveCalls {
-            let count = (isV4 ? v4?.receive(into: &received) : v6?.receive(into: &received)) ?? 0
-            if udpLoss == .all { continue }
+        var budget = Self.receiveBudget
+        while budget > 0 {
+            // Messages of a bulk transfer are up to 64 KiB each, others a datagram.
+            let limit = isBulkReceiving ? 6 : ReceiveBurst.slotCount
+            let count =
+                (isV4
+                    ? v4?.receive(into: &received, limit: limit) : v6?.receive(into: &received, limit: limit))
+                ?? 0
+            guard count > 0 else { return }
+            var bytes = 0
             for index in 0..<count {
                 let message = received[index]
-                let source = SocketAddress(message.source)
-                counters.receivedBytes += UInt64(message.length)
-                var offset = message.offset
-                let end = message.offset + message.length
-                while offset < end {
-                    let next = min(offset + message.segment, end)
-                    counters.receivedDatagrams += 1
-                    let bytes = unsafe UnsafeMutableRawBufferPointer(rebasing: received.memory[offset..<next])
-                    unsafe receiveDatagram(bytes, from: .udp(source))
-                    offset = next
-                }
+                bytes += message.length
+                if udpLoss == .all { continue }
+                receive(message)
             }
-            if count < ReceiveBurst.slotCount { return }
+            counters.receivedBytes += UInt64(bytes)
+            isBulkReceiving = bytes > count * 8_192
+            budget -= bytes
+            if count < limit { return }
+        }
+    }
+
+    /// Datagrams of one sender.
+    @inline(__always)
+    private mutating func receive(_ message: ReceiveBurst.Message) {
+        let source = SocketAddress(message.source)
+        var offset = message.offset
+        let end = message.offset + message.length
+        while offset < end {
+            let next = min(offset + message.segment, end)
+            counters.receivedDatagrams += 1
+            let bytes = unsafe UnsafeMutableRawBufferPointer(rebasing: received.memory[offset..<next])
+            unsafe receiveDatagram(bytes, from: .udp(source))
+            offset = next
         }
     }
 

@@ -23,6 +23,7 @@ final class RelayLink {
     /// Takes packets from the moment that dialling starts: they wait in it, bounded, until the login is done.
     var client: DERPClient?
     var failures: UInt64 = 0
+    var canRead = false
     var canWrite = false
     var hasNews = false
     var lastWrite: Instant
@@ -162,10 +163,26 @@ extension Engine {
         if isOver || !interest.isDisjoint(with: [.read, .readHangUp]) { readRelay(link) }
     }
 
-    /// Reads until nothing is left and hands packets on where they lie. Sends nothing.
+    /// Goes on reading where the last turn stopped.
+    mutating func readRelays() {
+        guard unreadRelays > 0 else { return }
+        unreadRelays = 0
+        for link in relays where link.isOpen && link.canRead { readRelay(link) }
+    }
+
+    /// Most bytes of a relay per turn, about; then other things have their turn.
+    private static let readBudget = 256 << 10
+
+    /// Reads what waits and hands packets on where they lie. Sends nothing.
     private mutating func readRelay(_ link: RelayLink) {
         let number = link.number
+        var budget = Self.readBudget
+        link.canRead = true
         while link.isOpen {
+            guard budget > 0 else {
+                unreadRelays += 1
+                return
+            }
             var result = TransferResult.wouldBlock
             unsafe link.client?.withInputSpace { space in
                 result = unsafe Descriptor.read(number, into: space)
@@ -173,9 +190,12 @@ extension Engine {
                 return 0
             }
             switch result {
-            case .moved:
+            case .moved(let count):
+                budget -= count
                 guard takeRelayEvents(link) else { return failRelay(link, "protocol error") }
-            case .wouldBlock: return
+            case .wouldBlock:
+                link.canRead = false
+                return
             case .end: return failRelay(link, "closed by the relay")
             case .failed(let code): return failRelay(link, SystemError(call: "read", code: code).description)
             }
@@ -239,22 +259,27 @@ extension Engine {
         }
     }
 
-    /// Whether packets should wait because a relay does not take them, and nothing goes directly.
-    var isRelayFull: Bool {
-        if now.since(lastDirectSend) < .seconds(1) { return false }
+    /// Finds out whether packets should wait because a relay does not take them, and nothing goes directly.
+    mutating func updateRelayPressure() {
+        isRelayFull = false
+        if now.since(lastDirectSend) < .seconds(1) { return }
         for link in relays where link.isOpen {
             if link.backlog > Self.highWater, now.since(link.lastProgress) < limits.relayBacklogTime {
-                return true
+                isRelayFull = true
             }
         }
-        return false
     }
 
     /// Writes what waits for relays.
     mutating func writeRelays() {
+        if relays.isEmpty {
+            isRelayFull = false
+            return
+        }
         for link in relays where link.isOpen && link.canWrite && link.client?.hasOutput == true {
             writeRelay(link)
         }
+        updateRelayPressure()
     }
 
     private mutating func writeRelay(_ link: RelayLink) {

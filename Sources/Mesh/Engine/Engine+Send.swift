@@ -5,78 +5,73 @@ internal import LinuxIO
 // From the machines to the sockets. Inner packets are written with head-room one behind the other, sealed together
 // where they lie, and leave as runs that the kernel cuts.
 extension Engine {
-    /// Inner packets per turn: about 640 KB, so that incoming acknowledgements are looked at in between.
-    private static let packetsPerTurn = 512
+    /// Inner packets per turn: about 320 KB, a millisecond of work. Then the sockets are looked at again:
+    /// acknowledgements, and whatever is urgent.
+    private static let packetsPerTurn = 256
 
-    /// Lets everything out that the machines have to say, and moves bytes of streams in between.
+    /// Lets everything out that the machines have to say, and moves bytes of streams before.
     mutating func drain() {
-        var left = 8
-        var hasMore = true
-        while hasMore, left > 0 {
-            left -= 1
-            handleStackEvents()
-            pumpStreams()
-            handleStackEvents()
-            handleMachineEvents()
-            sendControl()
-            hasMore = sendPackets() && readyStreams.isEmpty
-            sendControl()
-            flush()
-            writeRelays()
-            if isRelayFull { break }
-        }
-        // Output that did not fit this turn: come back at once after looking at the sockets.
-        if hasMore, readyStreams.isEmpty, !isRelayFull { queue.wakeUp.signal() }
+        handleStackEvents()
+        pumpStreams()
+        handleStackEvents()
+        handleMachineEvents()
+        sendControl()
+        hasMoreOutput = sendPackets()
+        sendControl()
+        flush()
+        writeRelays()
+        // A relay that takes nothing says when it does.
+        if isRelayFull { hasMoreOutput = false }
     }
 
     // MARK: Inner packets
 
     /// Seals and routes what the stack (or the TUN device) has. True when more may be waiting.
     private mutating func sendPackets() -> Bool {
-        let room =
-            WireGuard.paddedLength(configuration.mtuBytes, mtu: configuration.mtuBytes) + WireGuard.overhead
+        let layout = BurstLayout(
+            head: WireGuard.headerSize, tail: WireGuard.overhead - WireGuard.headerSize, alignment: 16,
+            paddedLimit: configuration.mtuBytes)
+        let room = layout.stride(configuration.mtuBytes)
         var current: WireGuard.PeerIndex?
         var destination: IPAddress?
         var budget = Self.packetsPerTurn
-        while budget > 0 {
-            if isRelayFull { break }
-            if burst.isFull(for: pendingBytes + room) || pendingCount == 64 {
+        while budget > 0, !isRelayFull {
+            if burst.isFull(for: pendingBytes + room) || pendingCount == pendingLengths.count {
                 sealPending(current)
                 flushIfFull(room)
             }
-            let start = burst.used + pendingBytes + WireGuard.headerSize
-            let place = unsafe UnsafeMutableRawBufferPointer(
-                rebasing: burst.memory[start..<start + configuration.mtuBytes])
-            guard let packet = unsafe nextInnerPacket(into: place) else {
+            var offset = burst.used + pendingBytes
+            let place = unsafe UnsafeMutableRawBufferPointer(rebasing: burst.memory[offset...])
+            let limit = min(pendingLengths.count - pendingCount, budget)
+            guard let packets = unsafe nextInnerPackets(into: place, layout, limit: limit) else {
                 sealPending(current)
                 return false
             }
-            budget -= 1
-            var offset = start
-            if packet.destination != destination {
-                let peer = device.peer(for: packet.destination)
+            budget -= packets.count
+            let extent = packets.extent(layout)
+            if packets.destination != destination {
+                let peer = device.peer(for: packets.destination)
                 if peer != current {
-                    // The new packet lies behind the pending ones; sealing them does not move it, but it does
-                    // when nothing of them stays in the burst.
+                    // The new packets lie behind the pending ones. Sealing those does not move them, but what is
+                    // not sent from the burst (relayed, staged) leaves a gap.
                     sealPending(current)
-                    flushIfFull(room)
-                    let target = burst.used + WireGuard.headerSize
-                    if target != offset {
-                        move(packet.length, from: offset, to: target)
-                        offset = target
+                    if offset != burst.used {
+                        move(extent, from: offset, to: burst.used)
+                        offset = burst.used
                     }
                     current = peer
                 }
-                destination = packet.destination
+                destination = packets.destination
             }
             guard current != nil else {
-                counters.unroutable += 1
+                counters.unroutable += UInt64(packets.count)
                 continue
             }
-            pendingLengths[pendingCount] = packet.length
-            pendingCount += 1
-            pendingBytes +=
-                WireGuard.paddedLength(packet.length, mtu: configuration.mtuBytes) + WireGuard.overhead
+            for index in 0..<packets.count {
+                pendingLengths[pendingCount + index] = packets.length(of: index)
+            }
+            pendingCount += packets.count
+            pendingBytes += extent
         }
         sealPending(current)
         return true
@@ -87,12 +82,18 @@ extension Engine {
             from: burst.memory.baseAddress! + source, byteCount: length)
     }
 
-    private mutating func nextInnerPacket(into place: UnsafeMutableRawBufferPointer) -> OutgoingPacket? {
-        guard tun != nil else { return unsafe stack.nextPacket(into: place, now: now) }
+    private mutating func nextInnerPackets(
+        into place: UnsafeMutableRawBufferPointer, _ layout: BurstLayout, limit: Int
+    ) -> OutgoingBurst? {
+        guard tun != nil else {
+            return unsafe stack.nextBurst(into: place, layout: layout, limit: limit, now: now)
+        }
+        let room = unsafe UnsafeMutableRawBufferPointer(
+            rebasing: place[layout.head..<layout.head + configuration.mtuBytes])
         while true {
-            guard let length = unsafe (try? tun?.read(into: place)) ?? nil, length > 0 else { return nil }
-            if let destination = unsafe IPAddress(destinationOf: place, length: length) {
-                return OutgoingPacket(length: length, destination: destination)
+            guard let length = unsafe (try? tun?.read(into: room)) ?? nil, length > 0 else { return nil }
+            if let destination = unsafe IPAddress(destinationOf: room, length: length) {
+                return OutgoingBurst(count: 1, length: length, lastLength: length, destination: destination)
             }
             counters.unroutable += 1
         }
@@ -122,6 +123,7 @@ extension Engine {
         let mtu = configuration.mtuBytes
         var offset = burst.used
         if let region = route.relay {
+            defer { updateRelayPressure() }
             for index in 0..<count {
                 let length = WireGuard.paddedLength(pendingLengths[index], mtu: mtu) + WireGuard.overhead
                 let datagram = unsafe UnsafeRawBufferPointer(rebasing: burst.memory[offset..<offset + length])
@@ -247,7 +249,7 @@ extension Engine {
             if failure.isTooBig, let peer = paths.peer(forUDP: address) {
                 // Pings are smaller than data: they cannot tell.
                 paths.noteDataDead(peer, isCertain: true, now: now)
-                dataDoubtUntil = now + .seconds(4)
+                dataDoubtUntil = now + .seconds(600)
             } else {
                 paths.noteSendFailure(to: address, now: now)
             }

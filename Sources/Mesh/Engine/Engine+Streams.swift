@@ -7,7 +7,9 @@ internal import LinuxIO
 // it is, so that a slow reader closes the TCP window and a slow peer stops us from reading the descriptor.
 extension Engine {
     /// Most bytes that one stream moves in each direction before others get their turn.
-    private static let pumpBudget = 256 << 10
+    private static let pumpBudget = 128 << 10
+    /// Most bytes that bulk streams move in all before packets are sent and received.
+    private static let turnBudget = 512 << 10
     /// Most bytes of one read.
     private static let readSize = 128 << 10
 
@@ -142,24 +144,46 @@ extension Engine {
         enqueue(slot)
     }
 
-    /// Puts a stream on the list of those to pump.
+    /// Puts a stream on the list of those to pump. Streams that moved much the last time come last, so that a
+    /// keystroke never waits for bulk streams.
     mutating func enqueue(_ slot: Int) {
         guard !streams[slot].isQueued, streams[slot].phase == .open else { return }
         streams[slot].isQueued = true
-        readyStreams.append(slot)
+        if streams[slot].isBulk { bulkStreams.append(slot) } else { readyStreams.append(slot) }
     }
 
-    /// Pumps every stream that has something to do, once. New ones wait for the next turn.
+    /// Pumps streams that have something to do, each once, until enough was moved for one turn. Those that come
+    /// in meanwhile wait for the next.
     mutating func pumpStreams() {
-        guard !readyStreams.isEmpty else { return }
+        guard !readyStreams.isEmpty || !bulkStreams.isEmpty else { return }
         swap(&readyStreams, &pumpedStreams)
-        for index in 0..<pumpedStreams.count {
-            let slot = pumpedStreams[index]
-            guard streams.slots[slot]?.isQueued == true else { continue }
-            streams[slot].isQueued = false
-            pump(slot)
+        for slot in pumpedStreams { pumpQueued(slot) }
+        pumpedStreams.removeAll(keepingCapacity: true)
+        guard !bulkStreams.isEmpty else { return }
+        swap(&bulkStreams, &pumpedStreams)
+        var left = Self.turnBudget
+        var next = 0
+        while next < pumpedStreams.count, left > 0 {
+            left -= pumpQueued(pumpedStreams[next])
+            next += 1
+        }
+        // The rest keeps its place before those that were queued again.
+        if next < pumpedStreams.count {
+            bulkStreams.insert(contentsOf: pumpedStreams[next...], at: 0)
         }
         pumpedStreams.removeAll(keepingCapacity: true)
+    }
+
+    /// Returns how many bytes were moved.
+    @discardableResult
+    private mutating func pumpQueued(_ slot: Int) -> Int {
+        guard streams.slots[slot]?.isQueued == true else { return 0 }
+        streams[slot].isQueued = false
+        let before = movedBytes
+        pump(slot)
+        let moved = movedBytes - before
+        if streams.slots[slot] != nil, !streams[slot].isQueued { streams[slot].isBulk = moved > 16 << 10 }
+        return moved
     }
 
     private mutating func pump(_ slot: Int) {
@@ -182,7 +206,9 @@ extension Engine {
                 return 0
             }
             switch result {
-            case .moved: budget -= moved
+            case .moved:
+                budget -= moved
+                movedBytes += moved
             case .wouldBlock:
                 streams[slot].canWrite = false
                 return true
@@ -195,6 +221,7 @@ extension Engine {
                 return true
             }
         }
+        streams[slot].isBulk = true
         enqueue(slot)
         return true
     }
@@ -213,7 +240,9 @@ extension Engine {
                 return 0
             }
             switch result {
-            case .moved: budget -= moved
+            case .moved:
+                budget -= moved
+                movedBytes += moved
             case .wouldBlock:
                 streams[slot].canRead = false
                 return true
@@ -227,6 +256,7 @@ extension Engine {
             case nil: return true  // no room: `writable` comes when there is some again
             }
         }
+        streams[slot].isBulk = true
         enqueue(slot)
         return true
     }

@@ -289,6 +289,6 @@ extension Engine {
         }
         counters.stalls += 1
         paths.noteDataDead(record.id, isCertain: stall.isCertain, now: now)
-        dataDoubtUntil = now + .seconds(4)
+        dataDoubtUntil = now + .seconds(600)
     }
 }

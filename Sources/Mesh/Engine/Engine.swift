@@ -22,6 +22,8 @@ struct Engine: ~Copyable {
     var v4: UDPSocket?
     var v6: UDPSocket?
     var received = ReceiveBurst()
+    /// The last messages received were large.
+    var isBulkReceiving = false
     var burst = SendBurst()
     /// Lengths of the inner packets that lie behind `burst.used` and wait to be sealed together.
     var pendingLengths = InlineArray<64, Int>(repeating: 0)
@@ -52,8 +54,18 @@ struct Engine: ~Copyable {
     var resolveAt = Instant(nanoseconds: 0)
     var lastDirectSend = Instant(nanoseconds: 0)
     var streams = StreamTable()
+    /// Streams to pump: those that move little, then those that moved much the last time.
     var readyStreams: [Int] = []
+    var bulkStreams: [Int] = []
     var pumpedStreams: [Int] = []
+    /// The machines have more to say than fitted into a turn.
+    var hasMoreOutput = false
+    /// Bytes moved between descriptors and the stack since the start.
+    var movedBytes = 0
+    /// A relay takes too little, and all traffic goes there.
+    var isRelayFull = false
+    /// Relay connections that were not read to the end.
+    var unreadRelays = 0
     var flows = DatagramFlows()
     var flowSweepAt = Instant.never
     var tcpListeners: [UInt16: UInt64] = [:]
@@ -93,7 +105,12 @@ struct Engine: ~Copyable {
         wireGuardLimits.peers = limits.peers
         device = WireGuard.Device(
             privateKey: configuration.privateKey, mtu: configuration.mtuBytes, limits: wireGuardLimits)
-        stack = Stack(addresses: configuration.addresses, mtu: configuration.mtuBytes, seed: generator.next())
+        var stackLimits = StackLimits()
+        stackLimits.bufferMemory = limits.bufferMemory
+        stackLimits.connections = limits.streams * 2
+        stack = Stack(
+            addresses: configuration.addresses, mtu: configuration.mtuBytes, limits: stackLimits,
+            seed: generator.next())
         paths = Paths(
             nodeKey: configuration.privateKey.nodePublicKey, discoKey: configuration.discoKey,
             random: SecureGenerator(seededBy: &generator))
@@ -114,6 +131,7 @@ struct Engine: ~Copyable {
                 let event = events[index]
                 handle(event.token, event.interest)
             }
+            readRelays()
             handleTimeouts()
             drain()
         }
@@ -122,7 +140,7 @@ struct Engine: ~Copyable {
 
     private func wait() -> Int {
         var timeout: UInt64? = 0
-        if readyStreams.isEmpty {
+        if readyStreams.isEmpty, bulkStreams.isEmpty, !hasMoreOutput, unreadRelays == 0 {
             let deadline = nextDeadline
             timeout = deadline == .never ? nil : deadline.since(now).nanoseconds
         }

@@ -41,6 +41,8 @@ struct BridgedStream {
     var isHungUp = false
     /// Waits in the engine's list of streams to pump.
     var isQueued = false
+    /// Moved much the last time.
+    var isBulk = false
     /// Flags to put back when the descriptors are closed.
     var wasReadBlocking = false
     var wasWriteBlocking = false

@@ -16,8 +16,11 @@ public struct NodeConfiguration: Sendable {
     public struct Limits: Hashable, Sendable {
         /// Peers, of any kind.
         public var peers = 65_536
-        /// Mesh streams at once. Each holds one or two descriptors.
-        public var streams = 8_192
+        /// Mesh streams at once. Each holds one or two descriptors; an idle one 2 KB.
+        public var streams = 16_384
+        /// Bytes that all streams together hold between descriptors and peers. Windows stop growing above three
+        /// quarters of it.
+        public var bufferMemory = 24 << 20
         /// UDP flows at once; the least recently used one goes first.
         public var flows = 1_024
         /// A UDP flow without traffic ends after this. RFC 4787 §4.3 asks for two minutes or more.

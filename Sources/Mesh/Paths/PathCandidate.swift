@@ -52,8 +52,6 @@ struct Candidate {
     var answeredAt: Instant?
     /// How fast it answered.
     var latency: Interval?
-    /// When data was lost on it for the first time of late.
-    var dataDeadAt: Instant?
     /// Data sent there was lost though pings are answered: not chosen before this.
     var shunnedUntil: Instant?
     /// How often that happened.

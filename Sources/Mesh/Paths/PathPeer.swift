@@ -39,6 +39,8 @@ struct PathPeer: Sendable {
     var reportedRelay: Int?
     var candidates: [Candidate] = []
     var best: Best?
+    /// When data was lost on a direct path.
+    var dataDeadAt: Instant?
     /// In order of sending.
     var sentPings: [SentPing] = []
     var lastSend: Instant?

@@ -189,12 +189,7 @@ extension Paths {
     /// Pings of the chosen address are not answered.
     private mutating func handleUnanswered(_ slot: Int, now: Instant) {
         guard let best = peers[slot]!.best else { return }
-        if best.awaitsData, best.unanswered == 0 {
-            if !shun(slot, now: now) {
-                peers[slot]!.best = PathPeer.Best(measured: best.measured, trustUntil: now + limits.trust)
-            }
-            return
-        }
+        if endDataDoubt(slot, now: now) { return }
         if let since = best.doubtedSince, now.since(since) >= limits.doubt {
             loseBest(slot, .unanswered, now: now)
             return

@@ -163,18 +163,16 @@ extension Paths {
         if let until = peers[slot]!.candidates[index].shunnedUntil, now < until { return }
         let measured = MeasuredAddress(address: pinged, latency: latency)
         let best = peers[slot]!.best
-        if let best, best.awaitsData, best.measured.address == pinged {
-            peers[slot]!.best!.measured = measured
-            peers[slot]!.best!.unanswered = 0
-            peers[slot]!.best!.unansweredSince = nil
-            peers[slot]!.best!.checkAt = (best.doubtedSince ?? now) + limits.dataDoubt
+        if let best, best.awaitsData {
+            // No other address takes over by a pong alone: data decides.
+            if best.measured.address == pinged { creditWhileAwaitingData(slot, measured, now: now) }
         } else if best?.measured.address == pinged {
             let wasDoubted = best?.doubtedSince != nil
             peers[slot]!.best = PathPeer.Best(measured: measured, trustUntil: now + limits.trust)
             if wasDoubted { report(.trustedAgain(pinged), slot, now: now) }
         } else if best.map({ !$0.isTrusted(at: now) }) ?? true || measured.isBetter(than: best?.measured) {
             // An address that answers beats one that does not, whatever their figures.
-            peers[slot]!.best = PathPeer.Best(measured: measured, trustUntil: now + limits.trust)
+            peers[slot]!.best = begin(measured, slot, index, now: now)
             report(.chosen(pinged, latency: latency, previous: best?.measured.address), slot, now: now)
         }
         arm(slot)

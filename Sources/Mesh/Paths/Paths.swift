@@ -211,41 +211,6 @@ public struct Paths: ~Copyable, Sendable {
         doubtBest(slot, .sendFailed, now: now)
     }
 
-    /// Data to this peer is not answered. The path is doubted, so that data goes through the relay as well, until
-    /// data comes directly (`noteDirectData`). If only pongs come it carries nothing but small talk: it is left, and
-    /// not chosen again for a while. `isCertain`: more than one accident; the second time of late that is enough.
-    package mutating func noteDataDead(_ id: PeerID, isCertain: Bool, now: Instant) {
-        guard let slot = slotOfID[id], let best = peers[slot]!.best, best.doubtedSince == nil,
-            let index = peers[slot]!.candidateIndex(best.measured.address)
-        else { return }
-        let last = peers[slot]!.candidates[index].dataDeadAt
-        if isCertain, let last, now.since(last) < limits.deadTwice, shun(slot, now: now) { return }
-        peers[slot]!.candidates[index].dataDeadAt = now
-        doubtBest(slot, .dataDead, now: now)
-        peers[slot]!.best!.awaitsData = true
-    }
-
-    /// An authenticated packet of the peer came from this address.
-    package mutating func noteDirectData(_ id: PeerID, from address: SocketAddress, now: Instant) {
-        guard let slot = slotOfID[id], let best = peers[slot]!.best, best.awaitsData,
-            best.measured.address == address
-        else { return }
-        peers[slot]!.best = PathPeer.Best(measured: best.measured, trustUntil: now + limits.trust)
-        report(.trustedAgain(address), slot, now: now)
-    }
-
-    /// Leaves the chosen address for the relay. False when there is none.
-    mutating func shun(_ slot: Int, now: Instant) -> Bool {
-        guard let best = peers[slot]!.best, relayRegion(slot) != nil,
-            let index = peers[slot]!.candidateIndex(best.measured.address)
-        else { return false }
-        let times = min(peers[slot]!.candidates[index].timesShunned, 5)
-        peers[slot]!.candidates[index].timesShunned = times + 1
-        peers[slot]!.candidates[index].shunnedUntil = now + limits.shun * (1 << times)
-        loseBest(slot, .dataDead, now: now)
-        return true
-    }
-
     // MARK: Relays
 
     /// A connection to this region is up.
