@@ -34,7 +34,7 @@ enum MeshCommand {
             guard !control.isEmpty, !invocation.words.isEmpty else {
                 throw CommandError("--config FILE runs a node, --control SOCKET with a command asks one")
             }
-            invocation.console.say(try MeshControl.ask(path: control, invocation.words).compact)
+            invocation.console.say(try await MeshControl.ask(path: control, invocation.words).compact)
             return 0
         }
         guard invocation.words.isEmpty else { throw CommandError("--config takes no command") }

@@ -83,8 +83,21 @@ final class MeshControl: Sendable {
         return words
     }
 
-    /// Asks a node and returns its answer, or throws what it complains about.
-    static func ask(path: String, _ words: [String]) throws -> JSON {
+    /// Asks a node and returns its answer, or throws what it complains about. The waiting is done on a thread of
+    /// its own.
+    static func ask(path: String, _ words: [String]) async throws -> JSON {
+        try await withCheckedThrowingContinuation { continuation in
+            do {
+                try DedicatedThread(name: "mesh-ask") {
+                    continuation.resume(with: Result { try exchange(path: path, words) })
+                }.detach()
+            } catch {
+                continuation.resume(throwing: error)
+            }
+        }
+    }
+
+    private static func exchange(path: String, _ words: [String]) throws -> JSON {
         let connected: OwnedDescriptor
         do {
             connected = try StreamSocket.connect(toPath: Array(path.utf8))

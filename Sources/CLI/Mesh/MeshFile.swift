@@ -25,6 +25,7 @@ struct MeshFile: Sendable {
         configuration.directBlocked = json["block_direct"].bool
         configuration.derpMap = DERPMap(json: json["derp_map"])
         configuration.tunName = json["tun"].string
+        configuration.mapsPorts = json["port_mapping"].isNull || json["port_mapping"].bool
         if let mtu = json["mtu"].int {
             guard 1_280...1_500 ~= mtu else { throw CommandError("\"mtu\" must be 1280 to 1500") }
             configuration.mtuBytes = mtu
@@ -51,6 +52,7 @@ struct MeshFile: Sendable {
     private static let keys: Set = [
         "id", "node_key", "disco_key", "addresses", "listen_port", "derp_map", "peers", "block_direct",
         "force_websockets", "services", "tun", "mtu", "endpoints", "udp",
+        "port_mapping",
     ]
 
     private static func checkKeys(_ json: JSON) throws {

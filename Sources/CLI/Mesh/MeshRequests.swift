@@ -189,6 +189,9 @@ enum MeshReport {
             "node": MeshNode.json(status.ownNode, id: id),
             "peers": .array(status.peers.map { peer($0) }),
             "ports": .record(["v4": .int(status.ports.v4), "v6": .int(status.ports.v6)]),
+            "port_mapping": status.portMapping.map {
+                .record(["address": .string("\($0.address)"), "service": .string($0.service)])
+            } ?? .null,
             "streams": .int(status.streams), "open_relays": .array(status.openRelays.map { .int($0) }),
             "segmentation": .bool(status.segmentation), "coalescing": .bool(status.coalescing),
             "socket_buffer_bytes": .int(status.socketBufferBytes),

@@ -6,6 +6,7 @@
 #ifndef CLINUX_H
 #define CLINUX_H
 #include <sys/epoll.h>
+#include "CLinuxLink.h"
 #include "CLinuxNet.h"
 #include "CLinuxProcess.h"
 #include "CLinuxTUN.h"

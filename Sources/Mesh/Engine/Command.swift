@@ -12,6 +12,8 @@ enum Command: Sendable {
     case setDERPMap(DERPMap)
     case setDirectBlocked(Bool)
     case linkChanged
+    /// The router's whole answer to an HTTP request; nil when there was none.
+    case gatewayAnswer(id: UInt64, [UInt8]?)
     /// Hook of tests: UDP neither leaves nor arrives, or only its small talk does.
     case dropUDP(UDPLoss)
 

@@ -57,6 +57,7 @@ extension Engine {
     private static let pongLimit = Interval.seconds(3)
     /// A relay may not make us wait longer than this before we leave it.
     private static let restartLimit = Interval.seconds(10)
+    private static let hiddenPongLimit = Interval.seconds(1)
     private static let measurePeriod = Interval.seconds(60)
     private static let resolvePeriod = Interval.seconds(300)
     /// A relay connection with more unsent bytes makes us stop fetching packets, if all traffic is relayed:
@@ -330,17 +331,36 @@ extension Engine {
         }
     }
 
-    /// The network changed: connections have three seconds to prove that they live.
+    /// The network changed. A connection from an address that this machine no longer has is dead and made anew at
+    /// once, as is one that was being made; others have some time to prove that they live: three seconds, or one
+    /// where the address cannot be seen because TLS or WebSocket lies in between. `path-selection.md` §8.
     mutating func checkRelays() {
-        for link in relays {
+        for index in relays.indices {
+            let link = relays[index]
             switch link.state {
             case .open:
+                let local = Descriptor.kind(link.number) == .tcp ? localAddress(link.number) : nil
+                if let local, !local.isLoopback, !interfaceAddresses.contains(local) {
+                    log(
+                        "relay connection lost",
+                        [("region", "\(link.region)"), ("reason", "its address is gone")])
+                    closeRelay(index, retry: true)
+                    link.state = .waiting(until: now)
+                    continue
+                }
                 link.client?.ping(random.next())
-                link.pongDeadline = now + Self.pongLimit
+                link.pongDeadline = now + (local == nil ? Self.hiddenPongLimit : Self.pongLimit)
+            case .dialing:
+                closeRelay(index, retry: false)
+                link.state = .waiting(until: now)
             case .waiting: link.state = .waiting(until: now)
-            case .idle, .dialing: break
+            case .idle: break
             }
         }
+    }
+
+    private func localAddress(_ number: Int32) -> IPAddress? {
+        (try? StreamSocket.localAddress(number)).map { IPAddress($0).unmapped }
     }
 
     // MARK: Map and home

@@ -190,6 +190,7 @@ extension Engine {
                 burst.append(output.length, to: address.kernel)
             } else if route.relay == nil {
                 counters.unroutable += 1
+                unsentHandshakes.insert(record.id)
             }
         }
         sendDiscovery()

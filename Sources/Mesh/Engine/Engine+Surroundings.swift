@@ -28,25 +28,9 @@ extension Engine {
         return isChanged
     }
 
-    /// The kernel said that something changed: only other addresses matter.
-    mutating func checkLink() {
-        if updateLocalAddresses() { linkChanged() }
-    }
-
-    mutating func linkChanged() {
-        log("network changed")
-        rebind()
-        updateLocalAddresses()
-        discovery.linkChanged(now: now)
-        paths.linkChanged(now: now)
-        checkRelays()
-        resolveAt = now
-        if configuration.relayDialer != nil { measure() }
-    }
-
     /// Opens the UDP sockets anew, on the same ports if possible: they may be bound to what is gone, and a family
     /// that was missing may have come.
-    private mutating func rebind() {
+    mutating func rebind() {
         guard configuration.binding != .none else { return }
         let ports = (v4: v4?.localAddress.port ?? 0, v6: v6?.localAddress.port ?? 0)
         // What waits in the old sockets has arrived: it must not be lost.
@@ -74,6 +58,7 @@ extension Engine {
 
     mutating func setDirectBlocked(_ isBlocked: Bool) {
         let wasBlocked = paths.isDirectBlocked
+        defer { updatePortMapper() }
         paths.setDirectBlocked(isBlocked, now: now)
         discovery.setDirectBlocked(isBlocked, now: now)
         if wasBlocked, !isBlocked {
@@ -96,6 +81,7 @@ extension Engine {
 
     /// Takes what the path machines have to tell.
     mutating func handleMachineEvents() {
+        drivePortMapper()
         if paths.needsFreshEndpoints, !discovery.isRunning { discovery.requestUpdate(now: now) }
         while let event = discovery.nextEvent() {
             guard case .endpoints(let found, let isChanged) = event else { continue }
@@ -112,6 +98,7 @@ extension Engine {
                 }
                 answerPing(token, .ping(PingResult(latency: latency, path: path)))
             case .pingTimedOut(let token): answerPing(token, .failed(.timedOut))
+            case .chosen, .relayChanged: event.peer.map { retryHandshake($0) }
             default: break
             }
             hub.notify(.pathEvent(event, peer: event.peer.flatMap { peers.name($0) }))
@@ -182,7 +169,8 @@ extension Engine {
             streams: streams.count + flows.count, openRelays: relays.filter(\.isOpen).map(\.region).sorted(),
             segmentation: features?.segmentation ?? false, coalescing: features?.coalescing ?? false,
             socketBufferBytes: features?.bufferBytes ?? 0, portV4: v4?.localAddress.port ?? 0,
-            portV6: v6?.localAddress.port ?? 0)
+            portV6: v6?.localAddress.port ?? 0, mappedAddress: portMapper.external,
+            mappedBy: portMapper.service?.rawValue ?? "")
     }
 }
 

@@ -32,10 +32,15 @@ struct Engine: ~Copyable {
     var udpLoss = UDPLoss.none
     var tun: TUNDevice?
     let linkMonitor: LinkMonitor?
+    let clockWatch: ClockWatch?
+    let portMapSocket: SmallUDPSocket?
     var linkCheckAt = Instant.never
     /// Until then some path may be doubted until data comes over it.
     var dataDoubtUntil = Instant(nanoseconds: 0)
     var interfaceAddresses: [IPAddress] = []
+    var routes = DefaultRoutes()
+    /// `Clock.sleptNanoseconds` when it was last looked at.
+    var slept = Clock.sleptNanoseconds()
 
     // Machines.
     var device: WireGuard.Device
@@ -43,6 +48,9 @@ struct Engine: ~Copyable {
     var paths: Paths
     var discovery: EndpointDiscovery
     var homeRegion: HomeRegion
+    var portMapper: PortMapper
+    /// What discovery was told of the mapper.
+    var offeredMapping: [SocketAddress] = []
 
     // Tables.
     var peers = PeerTable()
@@ -75,6 +83,8 @@ struct Engine: ~Copyable {
     var pings: [UInt64: UInt64] = [:]
     var reaches: [UInt64: Reach] = [:]
     var reachOfPing: [UInt64: UInt64] = [:]
+    /// Peers to whom a handshake message could not leave because no way was known.
+    var unsentHandshakes: Set<PeerID> = []
     var published: OwnNode?
     var counters = NodeCounters()
     /// Counters of sockets that were closed.
@@ -99,6 +109,8 @@ struct Engine: ~Copyable {
         v6 = sockets.v6.take()
         tun = sockets.tun.take()
         linkMonitor = sockets.linkMonitor.take()
+        clockWatch = sockets.clockWatch.take()
+        portMapSocket = sockets.portMap.take()
 
         var generator = SystemRandomNumberGenerator()
         var wireGuardLimits = configuration.wireGuardLimits
@@ -116,6 +128,7 @@ struct Engine: ~Copyable {
             random: SecureGenerator(seededBy: &generator))
         discovery = EndpointDiscovery(random: SecureGenerator(seededBy: &generator))
         homeRegion = HomeRegion(random: SecureGenerator(seededBy: &generator))
+        portMapper = PortMapper(random: SecureGenerator(seededBy: &generator))
         derpMap = configuration.derpMap
     }
 
@@ -126,7 +139,9 @@ struct Engine: ~Copyable {
         begin()
         while isRunning {
             let count = wait()
+            let before = now
             now = Instant(nanoseconds: Clock.monotonicNanoseconds())
+            if now.since(before) > .seconds(1) { checkSleep() }
             for index in 0..<count {
                 let event = events[index]
                 handle(event.token, event.interest)
@@ -155,6 +170,8 @@ struct Engine: ~Copyable {
         stack.bindAnyUDP(false)
         if configuration.directBlocked { setDirectBlocked(true) }
         updateLocalAddresses()
+        routes = configuration.binding == .any ? DefaultRoutes.current() : routes
+        updatePortMapper()
         setDERPMap(derpMap)
         discovery.setPeriodic(true, now: now)
         drain()
@@ -167,7 +184,9 @@ struct Engine: ~Copyable {
         case .udp6: receiveUDP(isV4: false)
         case .link:
             // Changes come in swarms: look once they have settled.
-            if linkMonitor?.drain() == true, linkCheckAt == .never { linkCheckAt = now + .milliseconds(200) }
+            if linkMonitor?.drain() == true, linkCheckAt == .never { linkCheckAt = now + Self.linkSettles }
+        case .clock: if clockWatch?.drain() == true { checkSleep() }
+        case .portMap: receivePortMapping()
         case .tun: break  // read in `drain`
         case .relay(let index, let generation): relayEvent(index, generation, interest)
         case .streamBoth(let index, let generation):
@@ -193,6 +212,7 @@ struct Engine: ~Copyable {
     var nextDeadline: Instant {
         var result = min(device.nextDeadline, stack.nextDeadline, paths.nextDeadline, discovery.nextDeadline)
         result = min(result, linkCheckAt, measureAt, flowSweepAt)
+        result = min(result, portMapper.nextDeadline)
         for link in relays { result = min(result, link.nextDeadline) }
         for reach in reaches.values { result = min(result, reach.nextDeadline) }
         return result
@@ -207,6 +227,7 @@ struct Engine: ~Copyable {
             linkCheckAt = .never
             checkLink()
         }
+        if now >= portMapper.nextDeadline { portMapper.handleTimeout(now: now) }
         if now >= measureAt { measure() }
         if now >= flowSweepAt { sweepFlows() }
         handleRelayTimeouts()
@@ -224,6 +245,7 @@ struct Engine: ~Copyable {
         case .setDirectBlocked(let isBlocked): setDirectBlocked(isBlocked)
         case .linkChanged: linkChanged()
         case .dropUDP(let loss): udpLoss = loss
+        case .gatewayAnswer(let id, let bytes): portMapper.receiveHTTP(id, bytes, now: now)
         case .dial(let token, let address, let reading, let writing):
             dial(token: token, to: address, reading: reading, writing: writing)
         case .openFlow(let token, let address, let number): openFlow(token: token, to: address, number)
@@ -311,6 +333,7 @@ struct Engine: ~Copyable {
         }
         for slot in flows.slots.indices where flows.slots[slot] != nil { closeFlow(slot, .closed) }
         // The resets that this made should still leave.
+        portMapper.release()
         drain()
         for index in relays.indices { closeRelay(index, retry: false) }
         hub.notify(.stopped)

@@ -8,6 +8,9 @@ struct EngineSockets: ~Copyable {
     var v6: UDPSocket?
     var tun: TUNDevice?
     var linkMonitor: LinkMonitor?
+    var clockWatch: ClockWatch?
+    /// Talks to the router about port mappings.
+    var portMap: SmallUDPSocket?
 
     /// IPv6 first, so that both families can share the port that it gets. Only a missing IPv4 is an error.
     /// `path-selection.md` §7.
@@ -15,6 +18,8 @@ struct EngineSockets: ~Copyable {
         tun = nil
         if let name = configuration.tunName { tun = try TUNDevice(name: name) }
         linkMonitor = try? LinkMonitor()  // a sandbox without netlink: `Node.linkChanged()` remains
+        clockWatch = try? ClockWatch()  // the same: sleep is noticed at the next timer
+        portMap = nil
         v4 = nil
         v6 = nil
         guard configuration.binding != .none else { return }
@@ -24,9 +29,11 @@ struct EngineSockets: ~Copyable {
         let shared = wanted != 0 ? wanted : v6?.localAddress.port ?? 0
         v4 = Self.open(configuration, v4: true, port: shared)
         if v4 == nil { v4 = try UDPSocket(bindingTo: Self.address(configuration, v4: true, port: 0)) }
+        if configuration.mapsPorts, configuration.binding == .any { portMap = try? SmallUDPSocket(v4: true) }
     }
 
-    private static func open(_ configuration: NodeConfiguration, v4: Bool, port: UInt16) -> UDPSocket? {
+    /// A socket of one family; nil when there is none of it, or the port is taken.
+    static func open(_ configuration: NodeConfiguration, v4: Bool, port: UInt16) -> UDPSocket? {
         try? UDPSocket(bindingTo: address(configuration, v4: v4, port: port))
     }
 
@@ -46,6 +53,8 @@ struct EngineSockets: ~Copyable {
     mutating func watch(_ epoll: borrowing Epoll, _ wakeUp: WakeUp) throws(SystemError) {
         try epoll.add(wakeUp.number, .read, token: EventSource.wakeUp.token)
         if let number = linkMonitor?.number { try epoll.add(number, .read, token: EventSource.link.token) }
+        if let number = clockWatch?.number { try epoll.add(number, .read, token: EventSource.clock.token) }
+        if let number = portMap?.number { try epoll.add(number, .read, token: EventSource.portMap.token) }
         if let number = tun?.number { try epoll.add(number, .read, token: EventSource.tun.token) }
         if let number = v4?.number { try epoll.add(number, .read, token: EventSource.udp4.token) }
         if let number = v6?.number { try epoll.add(number, .read, token: EventSource.udp6.token) }

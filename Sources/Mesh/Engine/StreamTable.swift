@@ -111,6 +111,8 @@ enum EventSource {
     case udp4
     case udp6
     case link
+    case clock
+    case portMap
     case tun
     case relay(Int, generation: UInt32)
     case streamRead(Int, generation: UInt32)
@@ -124,6 +126,8 @@ enum EventSource {
         case .udp4: (2, 0, 0)
         case .udp6: (3, 0, 0)
         case .link: (4, 0, 0)
+        case .clock: (11, 0, 0)
+        case .portMap: (12, 0, 0)
         case .tun: (5, 0, 0)
         case .relay(let index, let generation): (6, index, generation)
         case .streamRead(let index, let generation): (7, index, generation)
@@ -154,6 +158,8 @@ enum EventSource {
         case 8: self = .streamWrite(index, generation: generation)
         case 9: self = .streamBoth(index, generation: generation)
         case 10: self = .flow(index, generation: generation)
+        case 11: self = .clock
+        case 12: self = .portMap
         default: return nil
         }
     }

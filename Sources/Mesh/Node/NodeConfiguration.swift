@@ -51,6 +51,8 @@ public struct NodeConfiguration: Sendable {
     public var binding = Binding.any
     /// Largest IP packet inside the tunnel. `path-selection.md` §7.
     public var mtuBytes = 1280
+    /// Whether to ask the router of the network to forward a port (PCP, NAT-PMP, UPnP). `path-selection.md` §10.
+    public var mapsPorts = true
     /// Only relays: no UDP paths are offered, tried or accepted. `path-selection.md` §6.
     public var directBlocked = false
     /// Connects to relays; nil for a node without relays.

@@ -108,6 +108,7 @@ final class NodeHub: Sendable {
             state.withLock { $0.relayTasks.removeValue(forKey: region) }?.cancel()
         case .measureLatencies: measureLatencies()
         case .resolveStunServers: resolveStunServers()
+        case .askGateway(let id, let address, let request): askGateway(id, address, request)
         case .stopped: engineStopped()
         }
     }
@@ -245,6 +246,14 @@ final class NodeHub: Sendable {
             return old
         }
         old?.cancel()
+    }
+
+    private func askGateway(_ id: UInt64, _ address: SocketAddress, _ request: [UInt8]) {
+        let queue = queue
+        let thread = try? DedicatedThread(name: "mesh-gateway") {
+            queue.post(.gatewayAnswer(id: id, GatewayHTTP.exchange(address, request)))
+        }
+        thread?.detach()
     }
 
     private func resolveStunServers() {

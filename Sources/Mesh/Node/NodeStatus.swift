@@ -105,6 +105,11 @@ public struct NodeStatus: Hashable, Sendable {
     public var counters: NodeCounters
     /// Local UDP ports: IPv4 and IPv6, 0 where there is no socket.
     public var ports: (v4: UInt16, v6: UInt16) { (portV4, portV6) }
+    /// The address that the router forwards to this node, and by which protocol it was asked (`pcp`, `nat-pmp`,
+    /// `upnp`); nil without such a router.
+    public var portMapping: (address: SocketAddress, service: String)? {
+        mappedAddress.map { ($0, mappedBy) }
+    }
     /// Open streams and UDP flows.
     public var streams: Int
     /// Relay regions with an open connection.
@@ -117,6 +122,8 @@ public struct NodeStatus: Hashable, Sendable {
     public var socketBufferBytes: Int
     var portV4: UInt16
     var portV6: UInt16
+    var mappedAddress: SocketAddress?
+    var mappedBy = ""
 }
 
 /// A decision about paths, with the name that the node's user gave to the peer.

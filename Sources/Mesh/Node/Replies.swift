@@ -23,6 +23,7 @@ enum EngineNotice: Sendable {
     case cancelRelay(region: Int)
     case measureLatencies
     case resolveStunServers
+    case askGateway(id: UInt64, SocketAddress, [UInt8])
     case stopped
 }
 

@@ -146,6 +146,13 @@ extension WireGuard.Device {
         requestInitiation(peer, isRetry: false, now: now)
     }
 
+    /// Begins a handshake now although one of our initiations was made lately: it never left this machine.
+    package mutating func repeatInitiation(_ index: WireGuard.PeerIndex, now: Instant) {
+        guard let peer = find(index), usablePair(of: peer, packets: 1, now: now) == nil else { return }
+        peer.value.lastSentHandshake = nil
+        requestInitiation(peer, isRetry: false, now: now)
+    }
+
     // MARK: Output
 
     /// Whether `nextOutput` may have something.

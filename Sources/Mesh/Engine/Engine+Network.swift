@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import LinuxIO
+
+/// Where packets to the rest of the world go, by family.
+struct DefaultRoutes: Hashable {
+    var v4: DefaultRoute?
+    var v6: DefaultRoute?
+
+    /// Those of this moment, in the engine's network namespace.
+    static func current() -> DefaultRoutes {
+        DefaultRoutes(v4: DefaultRoute.current(v4: true), v6: DefaultRoute.current(v4: false))
+    }
+}
+
+// Changes of the machine's network, sleep, and the router's port mapping. `path-selection.md` §8, §10.
+extension Engine {
+    /// Messages of one change come within milliseconds; a session stalls until it is looked at.
+    static let linkSettles = Interval.milliseconds(50)
+    /// A jump that is no scheduling delay.
+    private static let leastSleep: UInt64 = 1_000_000_000
+
+    // MARK: Links
+
+    /// The kernel said that something changed: only other addresses and default routes matter.
+    mutating func checkLink() {
+        let isMoved = updateLocalAddresses()
+        let found = configuration.binding == .any ? DefaultRoutes.current() : routes
+        let isRerouted = found != routes
+        routes = found
+        if isMoved || isRerouted { linkChanged(isMajor: isRerouted) }
+        updatePortMapper()
+    }
+
+    /// The machine is elsewhere: whatever was known of paths is in doubt. `isMajor`: sockets are opened anew, on the
+    /// same port, lest they remember routes or errors of the old network.
+    mutating func linkChanged(isMajor: Bool = true) {
+        log("network changed", [("default route", isMajor ? "changed" : "same")])
+        if isMajor { rebind() }
+        updateLocalAddresses()
+        discovery.linkChanged(now: now)
+        paths.linkChanged(now: now)
+        checkRelays()
+        resolveAt = now
+        if configuration.relayDialer != nil { measure() }
+    }
+
+    // MARK: Sleep
+
+    /// The clock jumped, or nothing happened for a while: did the machine sleep? Its clock then went on without it.
+    mutating func checkSleep() {
+        let found = Clock.sleptNanoseconds()
+        defer { slept = found }
+        guard found > slept, found - slept > Self.leastSleep else { return }
+        log("the machine woke up", [("slept seconds", "\((found - slept) / 1_000_000_000)")])
+        linkChanged()
+    }
+
+    // MARK: Handshakes without a way
+
+    /// A way to the peer was found: a handshake message that could not leave need not wait for its repetition.
+    mutating func retryHandshake(_ id: PeerID) {
+        guard unsentHandshakes.remove(id) != nil, let record = peers.records[Int(id.rawValue)] else { return }
+        device.repeatInitiation(record.index, now: now)
+    }
+
+    // MARK: Port mapping
+
+    /// Tells the mapper where it is.
+    mutating func updatePortMapper() {
+        guard portMapSocket != nil else { return }
+        let gateway = paths.isDirectBlocked ? nil : routes.v4?.gateway
+        let own = gateway.flatMap { DefaultRoute.source(towards: $0) }
+        portMapper.setNetwork(
+            gateway: gateway.map { IPAddress($0) }, own: own.map { IPAddress($0) },
+            port: v4?.localAddress.port,
+            now: now)
+    }
+
+    /// Takes datagrams of the router.
+    mutating func receivePortMapping() {
+        // Bounded: the socket is level-triggered.
+        for _ in 0..<16 {
+            guard let (bytes, source) = portMapSocket?.receive() else { return }
+            portMapper.receive(bytes, from: SocketAddress(source), now: now)
+        }
+    }
+
+    /// Sends what the mapper has to say, and offers what it got.
+    mutating func drivePortMapper() {
+        while let output = portMapper.nextOutput() {
+            switch output {
+            case .udp(let address, let bytes): portMapSocket?.send(bytes, to: address.kernel)
+            case .http(let id, let address, let request): hub.notify(.askGateway(id: id, address, request))
+            }
+        }
+        let external = portMapper.external.map { [$0] } ?? []
+        guard external != offeredMapping else { return }
+        offeredMapping = external
+        log(
+            "port mapping",
+            [
+                ("address", external.first.map { "\($0)" } ?? "none"),
+                ("by", portMapper.service?.rawValue ?? "-"),
+            ])
+        discovery.setPortMapped(external, now: now)
+    }
+}
+
+/// One HTTP exchange with the router of this network.
+enum GatewayHTTP {
+    /// Upstream waits a second for a description; slow routers need longer for a mapping. Nanoseconds.
+    private static let limit: UInt64 = 3_000_000_000
+
+    /// Sends a request and reads until the end of the answer. Blocks for up to three seconds: never in the engine.
+    static func exchange(_ address: SocketAddress, _ request: [UInt8]) -> [UInt8]? {
+        guard let socket = try? StreamSocket.connect(to: address.kernel) else { return nil }
+        let deadline = Clock.monotonicNanoseconds() + limit
+        var rest = request[...]
+        var answer: [UInt8] = []
+        var buffer = [UInt8](repeating: 0, count: 8_192)
+        while answer.count <= UPnP.responseLimit {
+            let now = Clock.monotonicNanoseconds()
+            guard now < deadline, socket.waitReady(forWriting: !rest.isEmpty, nanoseconds: deadline - now)
+            else {
+                return nil
+            }
+            let number = socket.number
+            if !rest.isEmpty {
+                guard (try? StreamSocket.outcome(number)) != nil else { return nil }
+                let result = unsafe rest.withUnsafeBytes {
+                    unsafe Descriptor.write(number, $0, isSocket: true)
+                }
+                switch result {
+                case .moved(let count): rest = rest.dropFirst(count)
+                case .wouldBlock: break
+                case .end, .failed: return nil
+                }
+                continue
+            }
+            let result = unsafe buffer.withUnsafeMutableBytes { unsafe Descriptor.read(number, into: $0) }
+            switch result {
+            case .moved(let count): answer += buffer[..<count]
+            case .wouldBlock: break
+            case .end: return answer
+            case .failed: return nil
+            }
+        }
+        return nil
+    }
+}
