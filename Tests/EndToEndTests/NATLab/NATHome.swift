@@ -19,11 +19,18 @@ struct NATKind: Hashable, Sendable {
         case v6
     }
 
+    enum PortProtocol: String, Sendable {
+        case pcp = "PCP"
+        case upnp = "UPnP"
+    }
+
     var translation: Translation
     /// UDP does not pass.
     var blocksUDP = false
     /// Only an HTTP proxy on the router passes anything.
     var onlyProxy = false
+    /// The router opens ports when it is asked by this protocol (miniupnpd).
+    var opensPorts: PortProtocol?
     /// The router forwards no larger packets, and says so.
     var mtu = 1_500
 }
@@ -48,7 +55,7 @@ final class NATHome: Sendable {
         let hasRouter = ![.none, .relayHost].contains(kind.translation)
         host = kind.translation == .relayHost ? world.core : "\(world.prefix)-h\(number)"
         router = hasRouter ? "\(world.prefix)-r\(number)" : host
-        address = hasRouter ? "10.99.\(number).2" : "203.0.113.\(10 + number)"
+        address = hasRouter ? "10.99.\(number).2" : "5.5.5.\(10 + number)"
         gateway = "10.99.\(number).1"
         guard kind.translation != .relayHost else { return }
         for name in Set([host, router]) { try await NATWorld.must(["ip", "netns", "add", name]) }
@@ -57,7 +64,7 @@ final class NATHome: Sendable {
         try await setRules()
     }
 
-    private var public4: String { "203.0.113.\(10 + number)" }
+    private var public4: String { "5.5.5.\(10 + number)" }
     private var public6: String { "2001:db8::\(String(10 + number, radix: 16))" }
     private var inner6: String { "2001:db8:\(String(10 + number, radix: 16)):" }
 
@@ -101,7 +108,7 @@ final class NATHome: Sendable {
         try await NATWorld.batch(
             router,
             [
-                "route change 203.0.113.0/24 dev wan src \(public4) mtu lock \(kind.mtu)",
+                "route change 5.5.5.0/24 dev wan src \(public4) mtu lock \(kind.mtu)",
                 "route change 10.99.\(number).0/24 dev lan src \(gateway) mtu lock \(kind.mtu)",
             ])
     }
@@ -142,7 +149,7 @@ final class NATHome: Sendable {
             let how = kind.translation == .hard ? "masquerade fully-random" : "masquerade persistent"
             let open =
                 kind.translation == .fullCone
-                ? "chain pre { type nat hook prerouting priority -100; iifname wan meta l4proto udp dnat to \(address); }"
+                ? "chain p { type nat hook prerouting priority -100; iifname wan ip protocol udp dnat to \(address); }"
                 : ""
             let pass = kind.translation == .fullCone ? "meta l4proto udp accept;" : ""
             text = """
@@ -152,13 +159,19 @@ final class NATHome: Sendable {
                 }
                 table ip wall {
                     chain i { type filter hook input priority 0; iifname wan ct state new drop; }
-                    chain f { type filter hook forward priority 0; \(pass) iifname wan ct state new drop; }
+                    chain f {
+                        type filter hook forward priority 0;
+                        \(pass) ct status dnat accept; iifname wan ct state new drop;
+                    }
                 }
                 """
         case .v6:
             text = """
                 table ip6 wall {
-                    chain f { type filter hook forward priority 0; meta l4proto ipv6-icmp accept; iifname wan ct state new drop; }
+                    chain f {
+                        type filter hook forward priority 0;
+                        meta l4proto ipv6-icmp accept; iifname wan ct state new drop;
+                    }
                 }
                 """
         case .none, .relayHost: return
@@ -190,6 +203,45 @@ final class NATHome: Sendable {
                 chain f { type filter hook forward priority -10; meta l4proto udp drop; }
             }
             """)
+    }
+
+    /// The daemon of most home routers. Its chains are its own; the wall lets through what it forwards.
+    func startPortMapper() async throws -> Command {
+        try await NATWorld.rules(
+            router,
+            """
+            table inet miniupnpd {
+                chain forwards {}
+                chain outer {}
+                chain inner {}
+                chain pre { type nat hook prerouting priority -100; iifname wan jump outer; }
+            }
+            """)
+        let isPCP = kind.opensPorts == .pcp
+        let file = world.folder.appending(path: "miniupnpd-\(number).conf")
+        try Data(
+            """
+            ext_ifname=wan
+            listening_ip=lan
+            port=5555
+            enable_natpmp=\(isPCP ? "yes" : "no")
+            enable_upnp=\(isPCP ? "no" : "yes")
+            secure_mode=yes
+            system_uptime=no
+            ipv6_disable=yes
+            uuid=00000000-0000-0000-0000-00000000000\(number % 10)
+            upnp_table_name=miniupnpd
+            upnp_nat_table_name=miniupnpd
+            upnp_forward_chain=forwards
+            upnp_nat_chain=outer
+            upnp_nat_postrouting_chain=inner
+            allow 1024-65535 10.99.0.0/16 1024-65535
+            deny 0-65535 0.0.0.0/0 0-65535
+
+            """.utf8
+        ).write(to: file)
+        return try Command(
+            ["ip", "netns", "exec", router, "miniupnpd", "-d", "-f", file.path, "-P", "\(file.path).pid"])
     }
 
     // MARK: Programs

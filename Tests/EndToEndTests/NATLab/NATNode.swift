@@ -18,10 +18,11 @@ final class NATNode: Sendable {
     private let socket: String
     private let process: Command
     private let proxy: Command?
+    private let portMapper: Command?
 
-    init(_ home: NATHome, _ name: String, relay: NATRelay, blocksDirect: Bool) throws {
+    init(_ home: NATHome, _ name: String, number: Int, relay: NATRelay, blocksDirect: Bool) async throws {
         self.home = home
-        address = "fd7a:115c:a1e0::\(String(abs(name.hashValue % 60_000) + 1, radix: 16))"
+        address = "fd7a:115c:a1e0::\(String(number + 1, radix: 16))"
         let folder = home.world.folder
         socket = folder.appending(path: "\(name).sock").path
         let file: [String: Any] = [
@@ -33,6 +34,8 @@ final class NATNode: Sendable {
         try JSONSerialization.data(withJSONObject: file).write(to: config)
         var environment: [String: String] = [:]
         if relay == .tls { environment["SSL_CERT_FILE"] = folder.appending(path: "cert.pem").path }
+        portMapper = home.kind.opensPorts == nil ? nil : try await home.startPortMapper()
+        if portMapper != nil { try await Task.sleep(for: .milliseconds(300)) }
         proxy = home.kind.onlyProxy ? try home.startProxy() : nil
         if proxy != nil { environment["HTTP_PROXY"] = home.proxyURL }
         process = try home.start(
@@ -70,7 +73,9 @@ final class NATNode: Sendable {
         return ["Regions": regions]
     }
 
-    var log: String { process.errorText }
+    var log: String {
+        process.errorText + (portMapper.map { "--- miniupnpd:\n\($0.errorText.suffix(800))" } ?? "")
+    }
     var isRunning: Bool { process.isRunning }
 
     /// The newest line that tells of the own node.
@@ -106,5 +111,6 @@ final class NATNode: Sendable {
     func stop() {
         process.signal(SIGTERM)
         proxy?.signal(SIGKILL)
+        portMapper?.signal(SIGTERM)
     }
 }

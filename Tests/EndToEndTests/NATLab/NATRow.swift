@@ -43,6 +43,12 @@ struct NATRow: Sendable, CustomStringConvertible {
             change: .cutUDP),
         NATRow(name: "easy - hard", a: easy, b: hard, expected: .relay),
         NATRow(name: "hard - hard", a: hard, b: hard, expected: .relay),
+        NATRow(
+            name: "hard - hard, router opens ports (PCP)", a: NATKind(translation: .hard, opensPorts: .pcp),
+            b: hard, expected: .direct, change: .cutUDP),
+        NATRow(
+            name: "hard - hard, router opens ports (UPnP)", a: NATKind(translation: .hard, opensPorts: .upnp),
+            b: hard, expected: .direct),
         NATRow(name: "relay by forced WebSocket", a: easy, b: hard, expected: .relay, relay: .webSocket),
         NATRow(name: "upgrade refused: WebSocket", a: easy, b: hard, expected: .relay, relay: .refusing),
         NATRow(name: "relay behind nginx with TLS", a: easy, b: hard, expected: .relay, relay: .tls),
@@ -67,7 +73,12 @@ struct NATRow: Sendable, CustomStringConvertible {
         NATRow(name: "address changed", a: easy, b: easy, expected: .direct, change: .newAddress),
     ]
 
-    var needsNginx: Bool { relay == .tls || relay == .refusing }
+    /// Whether all programs for it are there.
+    func isPossible(in world: NATWorld) -> Bool {
+        (world.hasNginx || !needsNginx) && (world.hasPortMapper || a.opensPorts == nil)
+    }
+
+    private var needsNginx: Bool { relay == .tls || relay == .refusing }
 }
 
 /// What a row found.
@@ -111,8 +122,10 @@ extension NATRow {
         do {
             let homeA = try await NATHome(world, a, number: number * 2)
             let homeB = try await NATHome(world, b, number: number * 2 + 1)
-            let left = try NATNode(homeA, "r\(number)a", relay: relay, blocksDirect: blocksDirect)
-            let right = try NATNode(homeB, "r\(number)b", relay: relay, blocksDirect: blocksDirect)
+            let left = try await NATNode(
+                homeA, "r\(number)a", number: number * 2, relay: relay, blocksDirect: blocksDirect)
+            let right = try await NATNode(
+                homeB, "r\(number)b", number: number * 2 + 1, relay: relay, blocksDirect: blocksDirect)
             defer {
                 left.stop()
                 right.stop()
@@ -168,15 +181,13 @@ extension NATRow {
         result.gap = load["longest_gap_seconds"] as? Double
         if !result.isExact { result.problem = "transfer: \(load)" }
         if expected == .relay { result.found = try await left.path() }
-        if change == .cutUDP, result.found == "direct" {
-            result.found = try await left.after(.relay) ? "direct" : "not left"
-        }
+        guard expected == .direct, result.found == "direct" else { return }
         if change == .cutUDP {
+            if try await left.path() != "relay" { result.problem = "the dead path was not left" }
             try await left.home.setUDPCut(false)
             result.directAgain = try await again(left, right)
-        } else if expected == .direct {
-            let last = try await left.path()
-            if last != "direct", try await again(left, right) == nil { result.found = last }
+        } else if try await left.path() != "direct", try await again(left, right) == nil {
+            result.problem = "no direct path after: \(change.rawValue)"
         }
     }
 

@@ -8,11 +8,12 @@ final class NATWorld: Sendable {
     let prefix = "nat\(getpid())"
     let folder: URL
     let hasNginx: Bool
+    let hasPortMapper = FileManager.default.fileExists(atPath: "/usr/sbin/miniupnpd")
     private let servers: [Command]
 
-    /// 203.0.113.1 and 2001:db8::1 are the relay; .2 is the second address of its STUN server, without which no
-    /// node could tell that its mapping varies.
-    static let relay = (v4: "203.0.113.1", second: "203.0.113.2", v6: "2001:db8::1", port: 3000)
+    /// 5.5.5.1 and 2001:db8::1 are the relay (routers open no ports on addresses that are documented as examples);
+    /// .2 is the second address of its STUN server, without which no node could tell that its mapping varies.
+    static let relay = (v4: "5.5.5.1", second: "5.5.5.2", v6: "2001:db8::1", port: 3000)
     static let tls = 8443
     static let refusing = 8081
 
@@ -49,16 +50,17 @@ final class NATWorld: Sendable {
         hasNginx = FileManager.default.fileExists(atPath: "/usr/sbin/nginx")
         var servers = [
             try Command(
-                ["ip", "netns", "exec", core] + Self.relayCommand(folder: folder),
-                environment: ["HOME": folder.path, "CODER_CONFIG_DIR": folder.appending(path: "server").path])
+                ["ip", "netns", "exec", core] + Self.relayCommand(),
+                environment: ["HOME": folder.path])
         ]
         if hasNginx { servers.append(try await Self.nginx(core, folder)) }
         self.servers = servers
         let server = servers[0]
+        let url = "http://\(Self.relay.v4):\(Self.relay.port)/derp/latency-check"
         let isUp = try await Command.eventually(within: 60) {
             try await Command.run([
                 "ip", "netns", "exec", core, "python3", "-c",
-                "import urllib.request as r; r.urlopen('http://\(Self.relay.v4):\(Self.relay.port)/derp/latency-check', timeout=1)",
+                "import urllib.request as r; r.urlopen('\(url)', timeout=1)",
             ]).status == 0
         }
         guard isUp else {
@@ -67,11 +69,11 @@ final class NATWorld: Sendable {
     }
 
     /// The relay under test.
-    private static func relayCommand(folder: URL) -> [String] {
+    private static func relayCommand() -> [String] {
         [
-            Deployment.binary, "server", "--http-address", "[::]:\(relay.port)", "--stun-address", ":3478",
-            "--access-url", "http://\(relay.v4):\(relay.port)", "--global-config",
-            folder.appending(path: "server").path,
+            Deployment.binary, "relay", "--standalone", "--http-address", "[::]:\(relay.port)",
+            "--stun-address",
+            ":3478",
         ]
     }
 
