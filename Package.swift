@@ -46,10 +46,11 @@ var dependencies: [Package.Dependency] = [
 var targets: [Target] = [
     .systemLibrary(name: "CSodium", pkgConfig: "libsodium", providers: [.apt(["libsodium-dev"])]),
     .target(name: "CLinux"),
+    .target(name: "CChaPoly"),
     .target(name: "LinuxIO", dependencies: ["CLinux"], exclude: ["README.md"], swiftSettings: base),
     .target(
-        name: "Mesh", dependencies: ["CSodium", "LinuxIO", crypto] + collections, exclude: ["README.md"],
-        swiftSettings: pure),
+        name: "Mesh", dependencies: ["CChaPoly", "CSodium", "LinuxIO", crypto] + collections,
+        exclude: ["README.md"], swiftSettings: pure),
     // Not `pure`: the generated messages are not marked for strict memory safety.
     .target(
         name: "RPC", dependencies: [protobuf], exclude: ["README.md", "Protocols"], swiftSettings: small),

@@ -9,7 +9,7 @@ import Testing
     /// Modules of the project that a module may import.
     static let allowed: [String: Set<String>] = [
         "LinuxIO": ["CLinux"],
-        "Mesh": ["CSodium", "CLinux", "LinuxIO"],
+        "Mesh": ["CChaPoly", "CSodium", "CLinux", "LinuxIO"],
         "RPC": [],
         "SSH": ["CSodium"],
         "Coordinator": ["Mesh", "RPC"],
@@ -32,7 +32,7 @@ import Testing
     ]
     static let impure = ["LinuxIO", "CLinux", "Glibc", "Musl", "Dispatch", "Foundation", "NIO", "Logging"]
 
-    static let ownModules = Set(allowed.keys).union(["CLinux", "CSodium", "CPQ"])
+    static let ownModules = Set(allowed.keys).union(["CChaPoly", "CLinux", "CSodium", "CPQ"])
 
     static func imports(_ file: Project.File) -> [String] {
         file.lines.compactMap { line in

@@ -7,11 +7,11 @@
 ///
 /// Packets are joined across others in between. Order within a flow is kept: a packet joins only the latest
 /// group that its flow's place in the table names, and every packet that does not join takes that place.
-@safe struct Coalescer: ~Copyable {
+@safe package struct Coalescer: ~Copyable {
     /// Packets of one burst; when full, write them out first.
-    static let capacity = 2_304
+    package static let capacity = 2_304
     /// Packets of one super-packet. The kernel takes 64 UDP segments everywhere.
-    static let segmentLimit = 64
+    package static let segmentLimit = 64
     private static let flowPlaces = 256
 
     @safe private struct Entry {
@@ -45,7 +45,7 @@
     private let joinsUDP: Bool
 
     /// Joins only what the device takes.
-    init(joinsTCP: Bool, joinsUDP: Bool) {
+    package init(joinsTCP: Bool, joinsUDP: Bool) {
         unsafe entries = .allocate(capacity: Self.capacity)
         unsafe groups = .allocate(capacity: Self.capacity)
         unsafe places = .allocate(capacity: Self.flowPlaces)
@@ -60,12 +60,12 @@
         unsafe places.deallocate()
     }
 
-    var isFull: Bool { entryCount == Self.capacity }
+    package var isFull: Bool { entryCount == Self.capacity }
     /// Super-packets and packets to write.
-    var count: Int { Int(groupCount) }
+    package var count: Int { Int(groupCount) }
 
     /// Takes an IP packet: version and length are right, which the tunnel checked. It stays where it is.
-    mutating func add(_ packet: UnsafeMutableRawPointer, length: Int) {
+    package mutating func add(_ packet: UnsafeMutableRawPointer, length: Int) {
         precondition(entryCount < Self.capacity, "the owner writes before there are too many")
         let shape = unsafe Shape(packet, length: length)
         let isUsed = shape.kind == .udp ? joinsUDP : joinsTCP
@@ -105,6 +105,11 @@
         else { return false }
         let first = unsafe entries[Int(group.first)]
         guard unsafe Shape.isSameFlow(first.start, packet, shape) else { return false }
+        // RFC 6864: the identifier means something only where fragmenting is allowed; then it must count up.
+        if group.transport == 20, unsafe packet.loadByte(6) & 0x40 == 0 {
+            let expected = unsafe first.start.loadBig16(4) &+ UInt16(truncatingIfNeeded: group.count)
+            guard unsafe packet.loadBig16(4) == expected else { return false }
+        }
         guard unsafe shape.hasRightChecksums(packet, length: length) else { return false }
         if !group.isVerified {
             guard unsafe shape.hasRightChecksums(first.start, length: Int(first.length)) else { return false }
@@ -123,7 +128,7 @@
     /// and `part` is called for each piece of memory in order, the virtio header not included. Call once
     /// for each group.
     @inline(__always)
-    func finish(
+    package func finish(
         _ index: Int, virtio: UnsafeMutableRawPointer, part: (UnsafeMutableRawPointer, Int) -> Void
     ) {
         precondition(index < groupCount, "no such group")
@@ -179,7 +184,7 @@
     }
 
     /// Forgets everything: the memory may be used again.
-    mutating func removeAll() {
+    package mutating func removeAll() {
         entryCount = 0
         groupCount = 0
         unsafe places.update(repeating: -1, count: Self.flowPlaces)

@@ -5,12 +5,12 @@
 /// then. Pure.
 ///
 /// A packet that is no super-packet is one segment; its checksum is completed if it is missing.
-@safe struct Segmenter {
+@safe package struct Segmenter {
     /// Longest header: IPv4 or IPv6 with some extensions, and TCP. Longer ones are refused.
-    static let headerLimit = 256
+    package static let headerLimit = 256
 
     /// How many packets result.
-    let count: Int
+    package let count: Int
     private let packet: UnsafeMutableRawPointer
     private let length: Int
     private let kind: VirtioHeader.Kind
@@ -28,7 +28,7 @@
 
     /// Looks at a packet of `length` bytes. `template` has room for `headerLimit` bytes and is handed to
     /// every call of `segment`. Nil: malformed, or of a kind that cannot be cut.
-    init?(
+    package init?(
         packet: UnsafeMutableRawPointer, length: Int, as virtio: VirtioHeader,
         template: UnsafeMutableRawPointer
     ) {
@@ -95,7 +95,7 @@
     /// Makes segment `index` complete and gives its place. Call in order; a segment is void once the next
     /// one was made.
     @inline(__always)
-    func segment(
+    package func segment(
         _ index: Int, template: UnsafeMutableRawPointer
     ) -> (start: UnsafeMutableRawPointer, length: Int) {
         guard header > 0 else { return unsafe (packet, length) }

@@ -15,19 +15,21 @@ extension TunnelLoop {
         let start = unsafe packet.bytes.baseAddress! + (Self.headRoom - head)
         let place = unsafe UnsafeMutableRawBufferPointer(start: start, count: 65_536 + head)
         var bytes = 0
-        for _ in 0..<Self.readsPerTurn {
+        var reads = 0
+        while reads < Self.readsPerTurn, bytes <= 2 * Self.sendBytes {
             do {
-                guard let count = unsafe try tun.read(into: place) else { return }
+                guard let count = unsafe try tun.read(into: place) else { break }
+                reads += 1
                 guard count > head else { continue }
                 bytes += count
-                counters.deviceReads &+= 1
                 unsafe take(place, head: head, length: count - head)
             } catch {
                 return deviceIsGone()
             }
             if burst.used >= Self.sendBytes { flush() }
-            if bytes > 2 * Self.sendBytes { return }
         }
+        counters.deviceReads &+= UInt64(reads)
+        if queue.note(reads: reads, bytes: bytes, now: now) { limitQueue() }
     }
 
     /// One read of the device.

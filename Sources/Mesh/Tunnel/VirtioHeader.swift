@@ -5,12 +5,12 @@
 
 /// What stands before each packet of a TUN device with offload: whether its checksum is missing, and
 /// whether it is a super-packet that stands for many.
-struct VirtioHeader: Equatable, BitwiseCopyable {
+package struct VirtioHeader: Equatable, BitwiseCopyable {
     /// 10 bytes: without the buffer count of newer devices.
-    static let size = 10
+    package static let size = 10
 
     /// What the packet stands for.
-    enum Kind: UInt8 {
+    package enum Kind: UInt8, BitwiseCopyable {
         /// Itself.
         case plain = 0
         case tcp4 = 1
@@ -20,20 +20,21 @@ struct VirtioHeader: Equatable, BitwiseCopyable {
     }
 
     /// The checksum at `checksumStart + checksumOffset` holds only the pseudo header's part.
-    var needsChecksum = false
-    var kind = Kind.plain
+    package var needsChecksum = false
+    package var kind = Kind.plain
     /// Bytes before the payload of a super-packet.
-    var headerLength: UInt16 = 0
+    package var headerLength: UInt16 = 0
     /// Payload bytes of each packet but the last.
-    var segmentSize: UInt16 = 0
-    var checksumStart: UInt16 = 0
-    var checksumOffset: UInt16 = 0
+    package var segmentSize: UInt16 = 0
+    package var checksumStart: UInt16 = 0
+    package var checksumOffset: UInt16 = 0
 
-    init() {}
+    /// A plain packet.
+    package init() {}
 
     /// Reads the ten bytes; nil for kinds that were not asked for.
     @inline(__always)
-    init?(at pointer: UnsafeRawPointer) {
+    package init?(at pointer: UnsafeRawPointer) {
         func number16(_ offset: Int) -> UInt16 {
             unsafe pointer.loadUnaligned(fromByteOffset: offset, as: UInt16.self)
         }
@@ -50,7 +51,7 @@ struct VirtioHeader: Equatable, BitwiseCopyable {
 
     /// Writes the ten bytes.
     @inline(__always)
-    func write(to pointer: UnsafeMutableRawPointer) {
+    package func write(to pointer: UnsafeMutableRawPointer) {
         unsafe pointer.storeBytes(of: needsChecksum ? 1 : 0, as: UInt8.self)
         unsafe pointer.storeBytes(of: kind.rawValue, toByteOffset: 1, as: UInt8.self)
         unsafe pointer.storeBytes(of: headerLength, toByteOffset: 2, as: UInt16.self)

@@ -17,14 +17,16 @@ public final class WireGuardTunnel: Sendable {
         public var deviceOffload = TUNDevice.Offload.all
         /// Whether to send with `UDP_SEGMENT`.
         public var usesSegmentation = true
-        /// Packets or super-packets that wait for us in the kernel. Short, so that a ping does not wait
-        /// long behind a stream; `wireguard-go` leaves it at 500.
-        public var queueLength = 32
+        /// Packets that wait for us in the kernel while they are small: as many as `wireguard-go` lets wait.
+        public var queueLength = 500
+        /// Super-packets that wait while the device carries bulk: short, so that a ping does not wait behind a
+        /// stream.
+        public var bulkQueueLength = 64
         /// One line for each feature that is missing, and for what happens to the link.
         public var log: @Sendable (String) -> Void = { _ in }
         /// Called once when the tunnel ended by itself, because the device was deleted.
         public var ended: @Sendable () -> Void = {}
-        package var limits = WireGuard.Limits()
+        package var limits = WireGuard.Limits.tunnel
         package var backEnd = WireGuard.PacketCipher.preferred
 
         /// The defaults.
@@ -94,4 +96,14 @@ private final class TunnelResult<R: Sendable>: Sendable {
 
     func set(_ new: R) { value.withLock { $0 = new } }
     func take() -> R? { value.withLock { $0.take() } }
+}
+
+extension WireGuard.Limits {
+    /// Of an interface that may be a gateway of many: more handshakes per second before cookies are asked for. At
+    /// 110 µs each a third of a core, and a little more than `wireguard-go` answers with two.
+    static var tunnel: Self {
+        var limits = Self()
+        limits.handshakeRate = 3_000
+        return limits
+    }
 }

@@ -1,0 +1,277 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""`coder wireguard` next to Debian's wireguard-go, in alternation, and the two with each other: TCP, UDP, ping, CPU,
+memory, handshakes. Two namespaces joined by a cable; needs root, wireguard-go, wg, iperf3.
+
+    benchmarks/wireguard.py [--rounds N] [--seconds N] [--peers N] [--only PART,...] [--json FILE]
+"""
+
+import argparse
+import base64
+import json
+import os
+import pathlib
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import initiations
+from lab import cpu_seconds, rss_megabytes, run, wait_for
+
+CODER = str(pathlib.Path(__file__).resolve().parent.parent / ".build/release/coder")
+PROGRAMS = {
+    "ours": [CODER, "wireguard", "-f"],
+    "wireguard-go": ["wireguard-go", "-f"],
+}
+ENDS = ("a", "b")
+
+
+def quiet(arguments):
+    return subprocess.run(arguments, capture_output=True, text=True)
+
+
+class Pair:
+    """Two namespaces with a tunnel between them; `kinds` says whose program is at which end."""
+
+    def __init__(self, kinds, folder):
+        self.kinds, self.folder, self.processes, self.servers = kinds, folder, [], []
+
+    def space(self, end):
+        return f"cdrwgb-{end}"
+
+    def on(self, end, arguments):
+        return ["ip", "netns", "exec", self.space(end)] + arguments
+
+    def device(self, end):
+        return f"wgb{end}"
+
+    def __enter__(self):
+        self.demolish()
+        for end in ENDS:
+            run(["ip", "netns", "add", self.space(end)])
+            run(["ip", "-n", self.space(end), "link", "set", "lo", "up"])
+        run(["ip", "link", "add", "eth0", "netns", self.space("a"), "type", "veth", "peer", "name", "eth0", "netns",
+             self.space("b")])
+        keys = {}
+        for number, end in enumerate(ENDS, 1):
+            run(["ip", "-n", self.space(end), "address", "add", f"10.9.0.{number}/24", "dev", "eth0"])
+            run(["ip", "-n", self.space(end), "link", "set", "eth0", "up"])
+            private = run(["wg", "genkey"]).strip()
+            keys[end] = (private, run(["wg", "pubkey"], input=private.encode()).strip())
+        for number, end in enumerate(ENDS, 1):
+            self.start(end)
+            other = ENDS[2 - number]
+            path = f"{self.folder}/{end}.key"
+            pathlib.Path(path).write_text(keys[end][0])
+            os.chmod(path, 0o600)
+            run(self.on(end, ["wg", "set", self.device(end), "listen-port", "51820", "private-key", path, "peer",
+                              keys[other][1], "allowed-ips", f"10.10.0.{3 - number}/32", "endpoint",
+                              f"10.9.0.{3 - number}:51820"]))
+            run(["ip", "-n", self.space(end), "address", "add", f"10.10.0.{number}/24", "dev", self.device(end)])
+            run(["ip", "-n", self.space(end), "link", "set", self.device(end), "up", "mtu", "1420"])
+        self.keys = keys
+        wait_for("tunnel", 10, lambda: quiet(self.on("a", ["ping", "-c", "1", "-W", "1", "10.10.0.2"])).returncode == 0)
+        return self
+
+    def start(self, end):
+        socket = f"/var/run/wireguard/{self.device(end)}.sock"
+        if os.path.exists(socket):
+            os.unlink(socket)
+        log = open(f"{self.folder}/{self.device(end)}.log", "wb")
+        program = PROGRAMS[self.kinds[ENDS.index(end)]]
+        # `ip netns exec` replaces itself, so the process is the tunnel's.
+        process = subprocess.Popen(self.on(end, program + [self.device(end)]), stdin=subprocess.DEVNULL, stdout=log,
+                                   stderr=log, env={**os.environ, "WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "error"})
+        self.processes.append(process)
+        wait_for(f"socket of {self.device(end)}", 10, lambda: os.path.exists(socket))
+
+    def __exit__(self, *_):
+        for process in self.servers + self.processes:
+            process.terminate()
+        for process in self.servers + self.processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self.demolish()
+
+    def demolish(self):
+        for end in ENDS:
+            for pid in quiet(["ip", "netns", "pids", self.space(end)]).stdout.split():
+                quiet(["kill", "-9", pid])
+            quiet(["ip", "netns", "delete", self.space(end)])
+
+    def iperf(self, *arguments):
+        server = subprocess.Popen(self.on("b", ["iperf3", "-s", "-1"]), stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.DEVNULL)
+        wait_for("iperf3", 5, lambda: ":5201" in quiet(self.on("b", ["ss", "-ltn"])).stdout)
+        before = [cpu_seconds(p.pid) for p in self.processes]
+        result = json.loads(run(self.on("a", ["iperf3", "-J", "-c", "10.10.0.2", *arguments]), timeout=120))
+        cpu = [cpu_seconds(p.pid) - b for p, b in zip(self.processes, before)]
+        server.wait(10)
+        return result["end"], cpu
+
+    def tcp(self, seconds, streams):
+        end, cpu = self.iperf("-t", str(seconds), "-P", str(streams))
+        gigabytes = end["sum_received"]["bytes"] / 1e9
+        return {
+            "Gbit/s": end["sum_received"]["bits_per_second"] / 1e9,
+            "tunnel CPU s/GB": sum(cpu) / gigabytes,
+            "retransmissions": end["sum_sent"].get("retransmits", 0),
+            "RSS MB": max(rss_megabytes(p.pid) for p in self.processes),
+        }
+
+    def udp(self, seconds, size):
+        end, cpu = self.iperf("-u", "-b", "0", "-l", str(size), "-t", str(seconds))
+        total = end["sum"]
+        delivered = total["packets"] - total["lost_packets"]
+        return {
+            "delivered k/s": delivered / total["seconds"] / 1e3,
+            "offered k/s": total["packets"] / total["seconds"] / 1e3,
+            "tunnel CPU us/packet": sum(cpu) / max(delivered, 1) * 1e6,
+        }
+
+    def ping(self, count):
+        text = run(self.on("a", ["ping", "-q", "-i", "0.01", "-c", str(count), "10.10.0.2"]), timeout=60)
+        low, average, high = re.search(r"= ([\d.]+)/([\d.]+)/([\d.]+)", text).groups()
+        return {"average ms": float(average), "min ms": float(low), "max ms": float(high)}
+
+    def ping_under_load(self, seconds):
+        server = subprocess.Popen(self.on("b", ["iperf3", "-s", "-1"]), stdout=subprocess.DEVNULL)
+        wait_for("iperf3", 5, lambda: ":5201" in quiet(self.on("b", ["ss", "-ltn"])).stdout)
+        client = subprocess.Popen(self.on("a", ["iperf3", "-c", "10.10.0.2", "-t", str(seconds + 2)]),
+                                  stdout=subprocess.DEVNULL)
+        time.sleep(1)
+        result = self.ping(seconds * 90)
+        client.wait(30)
+        server.wait(10)
+        return result
+
+
+def configure(device, lines):
+    """One `set` operation on a device's control socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"/var/run/wireguard/{device}.sock")
+        client.sendall(("\n".join(["set=1"] + lines) + "\n\n").encode())
+        reply = client.makefile().readline()
+    if reply.strip() != "errno=0":
+        raise SystemExit(f"{device}: {reply}")
+
+
+def handshakes(kind, folder, peers, in_flight):
+    """Initiations of `peers` peers, ten each, answered by one tunnel."""
+    with Pair((kind, "ours"), folder) as pair:
+        process = pair.processes[0]
+        lines = []
+        for number in range(peers):
+            public = initiations.public_key(initiations.private_key(number))
+            lines += [f"public_key={public.hex()}", f"allowed_ip=10.77.{number >> 8}.{number & 255}/32"]
+        configure(pair.device("a"), lines)
+        server = base64.b64decode(pair.keys["a"][1]).hex()
+        load = subprocess.Popen(
+            pair.on("b", [sys.executable, initiations.__file__, "10.9.0.1", "51820", server, str(peers), "10",
+                          str(in_flight)]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        load.stdout.readline()
+        before, memory_before = cpu_seconds(process.pid), rss_megabytes(process.pid)
+        load.stdin.write("go\n")
+        load.stdin.close()
+        result = json.loads(load.stdout.readline())
+        load.wait(10)
+        cpu = cpu_seconds(process.pid) - before
+        return {"answered/s": result["answered"] / result["seconds"],
+                "CPU us each": cpu / max(result["answered"], 1) * 1e6, "answered": result["answered"],
+                "cookies": result["cookies"],
+                "KB per session": (rss_megabytes(process.pid) - memory_before) * 1e3 / peers}
+
+
+def memory(kind, folder, peers):
+    """Resident memory of one tunnel without and with idle peers, in KB per peer."""
+    with Pair((kind, "ours"), folder) as pair:
+        pid = pair.processes[0].pid
+        before = rss_megabytes(pid)
+        lines = []
+        for number in range(peers):
+            lines += [f"public_key={os.urandom(32).hex()}", "replace_allowed_ips=true",
+                      f"allowed_ip=10.77.{number >> 8}.{number & 255}/32"]
+        begin = time.monotonic()
+        configure(pair.device("a"), lines)
+        return {"KB per idle peer": (rss_megabytes(pid) - before) * 1e3 / peers,
+                "RSS empty MB": before, "set of all s": time.monotonic() - begin}
+
+
+def median(rows):
+    return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=5)
+    parser.add_argument("--peers", type=int, default=1000)
+    parser.add_argument("--only", default="", help="parts of tcp1,tcp4,udp64,udp1392,ping,load,mixed,memory,handshakes")
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        sys.exit("network namespaces need root")
+    for program in ("wireguard-go", "wg", "iperf3"):
+        if not shutil.which(program):
+            sys.exit(f"{program} is not installed")
+    parts = [part for part in options.only.split(",") if part]
+    wanted = lambda part: not parts or part in parts
+    measures = {
+        "tcp1": ("TCP, 1 stream", lambda pair: pair.tcp(options.seconds, 1)),
+        "tcp4": ("TCP, 4 streams", lambda pair: pair.tcp(options.seconds, 4)),
+        "udp64": ("UDP, 64 bytes", lambda pair: pair.udp(options.seconds, 64)),
+        "udp1392": ("UDP, 1392 bytes", lambda pair: pair.udp(options.seconds, 1392)),
+        "ping": ("ping, idle", lambda pair: pair.ping(200)),
+        "load": ("ping beside 1 TCP stream", lambda pair: pair.ping_under_load(min(options.seconds, 4))),
+    }
+    rows = {}
+
+    def note(title, kind, row):
+        rows.setdefault(title, {}).setdefault(kind, []).append(row)
+        print(f"{title:28}{kind:24}" + "  ".join(f"{key} {value:.2f}" for key, value in row.items()), file=sys.stderr)
+
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(options.rounds):
+            for kind in PROGRAMS:
+                with Pair((kind, kind), folder) as pair:
+                    for part, (title, measure) in measures.items():
+                        if wanted(part):
+                            note(title, kind, measure(pair))
+        if wanted("mixed"):
+            for kinds in (("ours", "wireguard-go"), ("wireguard-go", "ours")):
+                with Pair(kinds, folder) as pair:
+                    note("TCP, 1 stream, mixed", " to ".join(kinds), pair.tcp(options.seconds, 1))
+        if wanted("memory"):
+            for kind in PROGRAMS:
+                note(f"{options.peers} idle peers", kind, memory(kind, folder, options.peers))
+
+        if wanted("handshakes"):
+            for _ in range(options.rounds):
+                for kind in PROGRAMS:
+                    for in_flight in (1, 32):
+                        note(f"handshakes, {in_flight} at a time", kind,
+                             handshakes(kind, folder, min(options.peers, 1000), in_flight))
+
+    results = {title: {kind: median(r) for kind, r in kinds.items()} for title, kinds in rows.items()}
+    for title, kinds in results.items():
+        print(title)
+        for kind, row in kinds.items():
+            print(f"    {kind:24}" + "  ".join(f"{key} {value:9.2f}" for key, value in row.items()))
+    for title in ("TCP, 1 stream", "TCP, 4 streams"):
+        if title in results:
+            ours, theirs = (results[title][kind]["Gbit/s"] for kind in PROGRAMS)
+            print(f"{title}: {ours / theirs:.1f} x wireguard-go")
+    if options.json:
+        document = {"rounds": options.rounds, "seconds": options.seconds, "median": results, "all": rows}
+        pathlib.Path(options.json).write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
