@@ -23,7 +23,8 @@ import time
 import initiations
 from lab import cpu_seconds, rss_megabytes, run, wait_for
 
-CODER = str(pathlib.Path(__file__).resolve().parent.parent / ".build/release/coder")
+CODER = os.environ.get("CODER_PROGRAM") or str(
+    pathlib.Path(__file__).resolve().parent.parent / ".build/release/coder")
 PROGRAMS = {
     "ours": [CODER, "wireguard", "-f"],
     "wireguard-go": ["wireguard-go", "-f"],

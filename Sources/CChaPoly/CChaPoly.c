@@ -270,7 +270,8 @@ INLINE void authenticate(const uint8_t one_time_key[32], const uint8_t *text, si
     struct limbs r4 = permuted(_mm512_set1_epi64(1), r34, r34);
     struct limbs high = settled(product(low, r4));
     const __mmask8 even = 0x55;
-    struct limbs powers = {_mm512_mask_blend_epi64(even, low.l0, high.l0), _mm512_mask_blend_epi64(even, low.l1, high.l1),
+    struct limbs powers = {_mm512_mask_blend_epi64(even, low.l0, high.l0),
+                           _mm512_mask_blend_epi64(even, low.l1, high.l1),
                            _mm512_mask_blend_epi64(even, low.l2, high.l2)};
 
     size_t blocks = (length + 15) / 16 + 1;

@@ -131,7 +131,7 @@ void clinux_wait_readable(int descriptor) {
     while (poll(&wait, 1, -1) < 0 && errno == EINTR) {}
 }
 
-int clinux_thread_short_turns(uint64_t nanoseconds) {
+int clinux_thread_short_turns(uint64_t nanoseconds, int niceness) {
     struct {
         uint32_t size, policy;
         uint64_t flags;
@@ -141,8 +141,10 @@ int clinux_thread_short_turns(uint64_t nanoseconds) {
     } attributes;
     memset(&attributes, 0, sizeof attributes);
     attributes.size = sizeof attributes;
-    attributes.nice = getpriority(PRIO_PROCESS, 0);
+    attributes.nice = niceness;
     attributes.runtime = nanoseconds;
+    if (syscall(SYS_sched_setattr, 0, &attributes, 0) == 0) return 0;
+    attributes.nice = getpriority(PRIO_PROCESS, 0);
     return syscall(SYS_sched_setattr, 0, &attributes, 0) < 0 ? -errno : 0;
 }
 

@@ -83,10 +83,10 @@ public final class DedicatedThread: Sendable {
         self.handle = handle
     }
 
-    /// Asks the scheduler to serve the calling thread in short turns, and so sooner, without a larger share
-    /// (Linux 6.12; without effect before).
-    public static func takeShortTurns(nanoseconds: UInt64) {
-        _ = clinux_thread_short_turns(nanoseconds)
+    /// Asks the scheduler to serve the calling thread in short turns, and so sooner (Linux 6.12; without effect
+    /// before), and with the given niceness if that is allowed.
+    public static func takeShortTurns(nanoseconds: UInt64, nice: Int32) {
+        _ = clinux_thread_short_turns(nanoseconds, nice)
     }
 
     /// Waits for the end of the thread. Call exactly once, from another thread.

@@ -19,9 +19,9 @@ int clinux_interface_set_queue_length(const char *name, int packets);
 int clinux_interface_set_gso_limits(const char *name, uint32_t segments, uint32_t bytes);
 // Waits until the descriptor is readable; returns at once on errors.
 void clinux_wait_readable(int descriptor);
-// Asks for short turns of the processor for the calling thread (EEVDF, Linux 6.12): it is served sooner, not more.
-// 0 or -errno; older kernels take it and do nothing.
-int clinux_thread_short_turns(uint64_t nanoseconds);
+// Asks for short turns of the processor for the calling thread (EEVDF, Linux 6.12; nothing before), so that it is
+// served sooner, and for the niceness, if that is allowed. 0 or -errno.
+int clinux_thread_short_turns(uint64_t nanoseconds, int niceness);
 // Path MTU discovery as the system's default has it, instead of "never fragment".
 int clinux_udp_may_fragment(int descriptor, int is_v4);
 

@@ -73,7 +73,12 @@
         unsafe (entries + Int(entry)).initialize(to: Entry(start: packet, length: Int32(length)))
         entryCount += 1
         guard shape.kind != .plain, isUsed else {
-            if shape.place >= 0 { unsafe places[Int(shape.place)] = -1 }
+            if shape.place >= 0 {
+                unsafe places[Int(shape.place)] = -1
+            } else if shape.isFragment {
+                // Of a flow that it does not tell: nothing may pass it.
+                unsafe places.update(repeating: -1, count: Self.flowPlaces)
+            }
             return open(shape, entry: entry, length: length, isOpen: false)
         }
         let place = Int(shape.place)
@@ -199,6 +204,7 @@
         var header: Int32 = 0
         var payload: Int32 = 0
         var sequence: UInt32 = 0
+        var isFragment = false
         /// Nothing may follow it in a super-packet (PSH).
         var endsGroup = false
 
@@ -210,11 +216,13 @@
                 number = unsafe packet.loadByte(9)
                 transport = 20
                 // A fragment has no ports, or is not whole.
-                guard unsafe packet.loadBig16(6) & 0x3fff == 0 else { return }
+                isFragment = unsafe packet.loadBig16(6) & 0x3fff != 0
+                guard !isFragment else { return }
                 hash = unsafe packet.loadBig64(12)
             } else if length >= 48, unsafe packet.loadByte(0) >> 4 == 6 {
                 number = unsafe packet.loadByte(6)
                 transport = 40
+                isFragment = number == 44
                 hash = unsafe packet.loadBig64(8) ^ packet.loadBig64(16)
                 hash ^= unsafe packet.loadBig64(24) ^ packet.loadBig64(32)
             } else {

@@ -29,7 +29,6 @@ extension TunnelLoop {
             if burst.used >= Self.sendBytes { flush() }
         }
         counters.deviceReads &+= UInt64(reads)
-        if queue.note(reads: reads, bytes: bytes, now: now) { limitQueue() }
     }
 
     /// One read of the device.

@@ -74,7 +74,6 @@ package struct TunnelLoop: ~Copyable {
     /// What happened so far.
     package internal(set) var counters = Counters()
     var isRunning = true
-    var queue = QueueMeter()
 
     init(name: String, options: WireGuardTunnel.Options, mailbox: TunnelMailbox) throws(SystemError) {
         let epoll = try Epoll()
@@ -109,10 +108,10 @@ package struct TunnelLoop: ~Copyable {
         }
     }
 
-    /// A short queue, and super-packets that fill one send exactly.
+    /// The queue, and super-packets that fill one send exactly.
     func limitQueue() {
         do {
-            try tun.setQueueLength(queue.isBulk ? options.bulkQueueLength : options.queueLength)
+            try tun.setQueueLength(options.queueLength)
             let segments = DatagramRun.lengthLimit / (device.mtu + WireGuard.overhead)
             try tun.setSegmentLimits(
                 count: max(1, min(segments, DatagramRun.countLimit)), bytes: 65_536)
@@ -125,7 +124,7 @@ package struct TunnelLoop: ~Copyable {
 
     /// Runs until told to stop or the device is gone.
     mutating func run() {
-        DedicatedThread.takeShortTurns(nanoseconds: 100_000)
+        DedicatedThread.takeShortTurns(nanoseconds: 100_000, nice: -5)
         reportOffload()
         limitQueue()
         checkLink()
@@ -195,29 +194,5 @@ package struct TunnelLoop: ~Copyable {
     mutating func flush() {
         guard !burst.isEmpty else { return }
         _ = burst.flush(v4: &v4, v6: &v6)
-    }
-}
-
-/// Whether the device carries mostly super-packets. The kernel's queue counts packets, not bytes: what is right for
-/// one kind is far too long or too short for the other.
-struct QueueMeter {
-    private(set) var isBulk = false
-    private var reads = 0
-    private var bytes = 0
-    private var end = Instant(nanoseconds: 0)
-
-    /// Notes what a turn read; true when the kind has changed. Decides ten times per second at most, from at least
-    /// 100 packets.
-    @inline(__always)
-    mutating func note(reads: Int, bytes: Int, now: Instant) -> Bool {
-        self.reads &+= reads
-        self.bytes &+= bytes
-        guard now >= end, self.reads >= 100 else { return false }
-        let wasBulk = isBulk
-        isBulk = self.bytes / self.reads > 12_000
-        end = now + .milliseconds(100)
-        self.reads = 0
-        self.bytes = 0
-        return isBulk != wasBulk
     }
 }

@@ -17,11 +17,9 @@ public final class WireGuardTunnel: Sendable {
         public var deviceOffload = TUNDevice.Offload.all
         /// Whether to send with `UDP_SEGMENT`.
         public var usesSegmentation = true
-        /// Packets that wait for us in the kernel while they are small: as many as `wireguard-go` lets wait.
+        /// Packets or super-packets that wait for us in the kernel. Less than the default's 500 loses packets whenever
+        /// the thread waits for its turn.
         public var queueLength = 500
-        /// Super-packets that wait while the device carries bulk: short, so that a ping does not wait behind a
-        /// stream.
-        public var bulkQueueLength = 64
         /// One line for each feature that is missing, and for what happens to the link.
         public var log: @Sendable (String) -> Void = { _ in }
         /// Called once when the tunnel ended by itself, because the device was deleted.
