@@ -165,6 +165,40 @@ int clinux_terminal_set_modes(int master, const uint8_t *opcodes, const uint32_t
     return tcsetattr(master, TCSANOW, &settings) == 0 ? 0 : -errno;
 }
 
+int clinux_terminal_get_modes(int terminal, uint8_t *opcodes, uint32_t *values, int limit) {
+    struct termios settings;
+    if (tcgetattr(terminal, &settings) < 0) return -errno;
+    int count = 0;
+    for (size_t j = 0; j < sizeof modes / sizeof *modes && count < limit; j++) {
+        uint32_t value = 0;
+        switch (modes[j].kind) {
+        case MODE_CHARACTER:
+            value = settings.c_cc[modes[j].value];
+            if (value == _POSIX_VDISABLE) value = 255;
+            break;
+        case MODE_INPUT: value = (settings.c_iflag & modes[j].value) != 0; break;
+        case MODE_LOCAL: value = (settings.c_lflag & modes[j].value) != 0; break;
+        case MODE_OUTPUT: value = (settings.c_oflag & modes[j].value) != 0; break;
+        default: value = (settings.c_cflag & modes[j].value) != 0; break;
+        }
+        opcodes[count] = modes[j].opcode;
+        values[count++] = value;
+    }
+    return count;
+}
+
+int64_t clinux_copy_range(int from, int64_t *from_offset, int to, int64_t *to_offset, uint64_t limit) {
+    off64_t source = *from_offset, target = *to_offset;
+    ssize_t count;
+    do {
+        count = copy_file_range(from, &source, to, &target, limit, 0);
+    } while (count < 0 && errno == EINTR);
+    if (count < 0) return -errno;
+    *from_offset = source;
+    *to_offset = target;
+    return count;
+}
+
 static socklen_t to_sockaddr(const struct clinux_address *address, struct sockaddr_storage *out) {
     memset(out, 0, sizeof *out);
     if (address->is_v4) {

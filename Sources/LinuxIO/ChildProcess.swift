@@ -26,11 +26,26 @@ public struct PseudoTerminal: ~Copyable, Sendable {
             UInt16(clamping: pixelHeight))
     }
 
+    /// A break on the line. A pseudo terminal has none, so the foreground programs get what a driver with BRKINT
+    /// sends: SIGINT.
+    public func sendBreak() { _ = ioctl(master.number, UInt(0x4004_5436), SIGINT) }  // TIOCSIG
+
     /// Applies modes as RFC 4254 §8 encodes them; unknown ones are skipped.
     public func setModes(opcodes: [UInt8], values: [UInt32]) throws(SystemError) {
         let count = min(opcodes.count, values.count)
         let code = clinux_terminal_set_modes(master.number, opcodes, values, Int32(clamping: count))
         guard code == 0 else { throw SystemError(call: "tcsetattr", code: -code) }
+    }
+}
+
+/// Modes of a terminal in the terms of RFC 4254 §8.
+public enum TerminalModes {
+    /// What is set now; empty when `number` is no terminal.
+    public static func read(_ number: Int32) -> [(opcode: UInt8, value: UInt32)] {
+        var opcodes = [UInt8](repeating: 0, count: 64)
+        var values = [UInt32](repeating: 0, count: 64)
+        let count = Int(clinux_terminal_get_modes(number, &opcodes, &values, 64))
+        return count > 0 ? (0..<count).map { (opcodes[$0], values[$0]) } : []
     }
 }
 

@@ -83,6 +83,23 @@ extension Descriptor {
         }
     }
 
+    /// Copies between two files inside the kernel, and moves the offsets; 0 at the end of the source.
+    public static func copyRange(
+        from source: Int32, at from: inout Int64, to target: Int32, at offset: inout Int64, limit: Int
+    ) throws(SystemError) -> Int {
+        let count = clinux_copy_range(source, &from, target, &offset, UInt64(clamping: limit))
+        guard count >= 0 else {
+            throw SystemError(call: "copy_file_range", code: Int32(truncatingIfNeeded: -count))
+        }
+        return Int(count)
+    }
+
+    /// Waits until `number` can be read or has ended. False: not in this time.
+    public static func waitReadable(_ number: Int32, nanoseconds: UInt64) -> Bool {
+        var wait = pollfd(fd: number, events: Int16(POLLIN), revents: 0)
+        return poll(&wait, 1, Int32(clamping: nanoseconds / 1_000_000 + 1)) > 0
+    }
+
     /// Tells the other side that no more bytes come (`shutdown(SHUT_WR)`).
     public static func finishWriting(_ number: Int32) { _ = shutdown(number, Int32(SHUT_WR)) }
 

@@ -13,6 +13,10 @@ public struct SSHLimits: Sendable {
     public var packetBytesBeforeKeys = 35_000
     /// One channel's unread data: what a peer may send before the application took it. As OpenSSH.
     public var channelWindowBytes = 2 * 1024 * 1024
+    /// To this a channel's window grows while its reader keeps up: 1 Gbit/s over 130 ms.
+    public var channelWindowLimitBytes = 16 * 1024 * 1024
+    /// By so much all channels of a connection together may grow.
+    public var windowGrowthBytes = 64 * 1024 * 1024
     /// Data in one packet that we accept; larger saves little, and delays keystrokes behind it.
     public var channelPacketBytes = 64 * 1024
     /// Channels at once. VS Code opens one per forwarded connection; sshd has no limit but MaxSessions.

@@ -4,12 +4,13 @@ internal import Glibc
 internal import LinuxIO
 internal import SSH
 
-/// A listener on behalf of the client: a TCP port, a unix socket, or the socket of ssh-agent.
+/// A listener on behalf of the client: a TCP port, a unix socket, the socket of ssh-agent, or an X display.
 final class ForwardListener {
     enum Target: Hashable {
         case tcp(host: String, port: UInt32)
         case unix(path: ByteString)
         case agent(path: ByteString)
+        case x11(display: UInt16, isSingle: Bool)
     }
 
     let target: Target
@@ -29,7 +30,7 @@ final class ForwardListener {
             _ = (path.bytes + [0]).withUnsafeBytes {
                 unlink($0.baseAddress!.assumingMemoryBound(to: CChar.self))
             }
-        case .tcp: break
+        case .tcp, .x11: break
         }
         if let ownDirectory { rmdir(ownDirectory) }
     }
@@ -100,6 +101,8 @@ final class ForwardListener {
                 originPort: UInt32(peer.port))
         case .unix(let path): .forwardedStreamLocal(path: path)
         case .agent: .agent
+        case .x11:
+            .x11(originHost: AddressText.text(of: peer), originPort: UInt32(peer.port))
         }
     }
 }

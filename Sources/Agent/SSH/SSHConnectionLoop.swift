@@ -178,6 +178,9 @@ final class SSHConnectionLoop {
             let channel = ssh.openChannel(listener.channelType(for: accepted.peer))
         else { return }
         parts[channel] = RelayChannel(channel: channel, accepted: accepted.take())
+        if case .x11(_, isSingle: true) = listener.target {
+            listeners.removeAll { $0.descriptor.number == number }
+        }
     }
 
     // MARK: Events
@@ -198,8 +201,14 @@ final class SSHConnectionLoop {
         case .openFailed(let channel, _, _), .closed(let channel):
             guard let part = parts.removeValue(forKey: channel) else { return }
             part.closed()
-            guard let socket = (part as? SessionChannel)?.agentSocket else { return }
-            listeners.removeAll { $0.target == .agent(path: socket) }
+            guard let session = part as? SessionChannel else { return }
+            listeners.removeAll { listener in
+                switch listener.target {
+                case .agent(let path): path == session.agentSocket
+                case .x11(let display, _): display == session.display?.number
+                default: false
+                }
+            }
         case .request(let channel, let request, let wantsReply): serve(channel, request, wantsReply)
         case .globalRequest(let request, _): serve(request)
         case .authenticated, .authenticationRequested, .hostKey, .reply, .globalReply, .writable: break
@@ -211,7 +220,12 @@ final class SSHConnectionLoop {
             return ssh.reply(channel, success: false)
         }
         let success =
-            request == .agentForwarding ? openAgent(for: session) : session.handle(request, &ssh)
+            switch request {
+            case .agentForwarding: openAgent(for: session)
+            case .x11(let isSingle, let method, let cookie, let screen):
+                openDisplay(for: session, isSingle, method, cookie, screen)
+            default: session.handle(request, &ssh)
+            }
         if wantsReply { ssh.reply(channel, success: success) }
     }
 
@@ -316,6 +330,26 @@ final class SSHConnectionLoop {
             return true
         } catch {
             configuration.log("ssh: agent forwarding refused: \(error)")
+            return false
+        }
+    }
+
+    private func openDisplay(
+        for session: SessionChannel, _ isSingle: Bool, _ method: String, _ cookie: String, _ screen: UInt32
+    ) -> Bool {
+        guard session.wantsDisplay, let bytes = XAuthority.cookie(cookie), method.utf8.count <= 64 else {
+            return false
+        }
+        do {
+            try checkListeners()
+            let (display, listener) = try XDisplay.open(screen: screen, isSingle: isSingle)
+            let file = "\(configuration.environment().account.home)/.Xauthority"
+            try XAuthority.add(display.number, method: method, cookie: bytes, file: file)
+            session.setDisplay(display)
+            listeners.append(listener)
+            return true
+        } catch {
+            configuration.log("ssh: X forwarding refused: \(error)")
             return false
         }
     }

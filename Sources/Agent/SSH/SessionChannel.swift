@@ -24,6 +24,7 @@ final class SessionChannel: ChannelPart {
     private var terminalRequest: PTYRequest?
     /// Path of the socket of a forwarded ssh-agent.
     private(set) var agentSocket: ByteString?
+    private(set) var display: XDisplay?
     private var hasStarted = false
     private var reportedKind: SSHSessionKind?
 
@@ -80,6 +81,11 @@ final class SessionChannel: ChannelPart {
                 rows: size.rows, columns: size.columns, pixelWidth: size.pixelWidth,
                 pixelHeight: size.pixelHeight)
             return terminalRequest != nil
+        case .breakSignal:
+            // RFC 4335: a terminal's break, which its driver turns into SIGINT where BRKINT is set.
+            guard terminal != nil, exit == nil else { return false }
+            terminal?.sendBreak()
+            return true
         case .signal(let name):
             guard let exit = SignalName.number(name), child != nil, self.exit == nil else { return false }
             child?.signal(exit)
@@ -91,6 +97,9 @@ final class SessionChannel: ChannelPart {
     /// Whether a socket for ssh-agent may be made for this session.
     var wantsAgentSocket: Bool { !hasStarted && agentSocket == nil }
     func setAgentSocket(_ path: ByteString) { agentSocket = path }
+    /// Whether a display may be made for this session.
+    var wantsDisplay: Bool { !hasStarted && display == nil }
+    func setDisplay(_ display: XDisplay) { self.display = display }
 
     private func startSubsystem(_ name: String) -> Bool {
         guard !hasStarted else { return false }
@@ -152,6 +161,7 @@ final class SessionChannel: ChannelPart {
             ("SSH_CLIENT", "0.0.0.0 0 0"), ("SSH_CONNECTION", "0.0.0.0 0 0.0.0.0 0"),
         ]
         if let agentSocket { extra.append(("SSH_AUTH_SOCK", agentSocket)) }
+        if let display { extra.append(("DISPLAY", ByteString(display.name))) }
         if let request = terminalRequest {
             let terminal = try PseudoTerminal()
             try terminal.setModes(opcodes: request.modes.map(\.opcode), values: request.modes.map(\.value))
@@ -349,52 +359,5 @@ final class SessionChannel: ChannelPart {
         standardError = nil
         sftp?.close()
         sftp = nil
-    }
-}
-
-extension DescriptorPair {
-    /// Closes the second, keeps the first.
-    consuming func takeFirst() -> OwnedDescriptor {
-        let (first, second) = release()
-        OwnedDescriptor(taking: second).close()
-        return OwnedDescriptor(taking: first)
-    }
-
-    /// Closes the first, keeps the second.
-    consuming func takeSecond() -> OwnedDescriptor {
-        let (first, second) = release()
-        OwnedDescriptor(taking: first).close()
-        return OwnedDescriptor(taking: second)
-    }
-}
-
-/// Commands that the file transfer policy blocks (`agent.md` §6).
-enum FileTransfer {
-    private static let names: Set<String> = ["nc", "rsync", "scp", "sftp"]
-
-    static func isCommand(_ command: ByteString) -> Bool {
-        let text = command.description
-        guard let word = text.split(whereSeparator: \.isWhitespace).first,
-            let name = word.split(separator: "/").last
-        else { return false }
-        return names.contains(String(name))
-    }
-}
-
-/// Names of signals in SSH, RFC 4254 §6.10.
-enum SignalName {
-    private static let table: [(String, Int32)] = [
-        ("ABRT", SIGABRT), ("ALRM", SIGALRM), ("FPE", SIGFPE), ("HUP", SIGHUP), ("ILL", SIGILL),
-        ("INT", SIGINT),
-        ("KILL", SIGKILL), ("PIPE", SIGPIPE), ("QUIT", SIGQUIT), ("SEGV", SIGSEGV), ("TERM", SIGTERM),
-        ("USR1", SIGUSR1), ("USR2", SIGUSR2),
-    ]
-
-    /// Others become KILL (`agent.md` §6).
-    static func number(_ name: String) -> Int32? { table.first { $0.0 == name }?.1 ?? SIGKILL }
-
-    /// RFC 4254 §6.10: names of one's own carry an at-sign.
-    static func name(_ number: Int32) -> String {
-        table.first { $0.1 == number }?.0 ?? "\(number)@coder.com"
     }
 }

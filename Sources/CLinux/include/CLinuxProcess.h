@@ -32,6 +32,11 @@ int clinux_terminal_open(char path[64]);
 int clinux_terminal_resize(int master, uint16_t rows, uint16_t columns, uint16_t width, uint16_t height);
 // Applies modes encoded as in RFC 4254 section 8.
 int clinux_terminal_set_modes(int master, const uint8_t *opcodes, const uint32_t *values, int count);
+// Reads the modes of a terminal; returns how many, at most `limit`, or -errno.
+int clinux_terminal_get_modes(int terminal, uint8_t *opcodes, uint32_t *values, int limit);
+
+// copy_file_range(2), moving both offsets; -errno on failure.
+int64_t clinux_copy_range(int from, int64_t *from_offset, int to, int64_t *to_offset, uint64_t limit);
 
 // Starts a non-blocking connect; the socket becomes writable when it is decided.
 int clinux_tcp_connect(const struct clinux_address *address);

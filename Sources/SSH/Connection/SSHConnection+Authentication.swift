@@ -28,6 +28,7 @@ extension SSHConnection {
             $0.appendString(Self.connectionService)
             $0.appendString("none")
         }
+        if opensSessionEarly { earlySession = requestChannel(.session) }
     }
 
     mutating func handleAuthentication(_ type: UInt8, _ reader: inout WireReader) throws -> SSHEvent? {

@@ -25,6 +25,7 @@ extension SSHConnection {
 
     mutating func free(_ slot: Int) {
         let generation = channels[slot].generation
+        grownBytes -= max(0, channels[slot].windowTarget - transport.limits.channelWindowBytes)
         channels[slot] = Channel()
         channels[slot].generation = generation &+ 1  // a name is void long before its number comes round
         openCount -= 1
@@ -34,10 +35,15 @@ extension SSHConnection {
 
     /// Asks the peer for a channel; `.opened` or `.openFailed` follows. nil: not authenticated, or too many.
     public mutating func openChannel(_ type: ChannelType) -> ChannelID? {
-        guard authentication.isDone, failure == nil, let slot = takeSlot() else { return nil }
+        authentication.isDone ? requestChannel(type) : nil
+    }
+
+    mutating func requestChannel(_ type: ChannelType) -> ChannelID? {
+        guard failure == nil, let slot = takeSlot() else { return nil }
         let limits = transport.limits
         channels[slot].state = .requested
         channels[slot].receiveWindow = limits.channelWindowBytes
+        channels[slot].windowTarget = limits.channelWindowBytes
         send {
             $0.append(Message.channelOpen)
             $0.appendString(type.name)
@@ -55,6 +61,7 @@ extension SSHConnection {
         let limits = transport.limits
         channels[slot].state = .open
         channels[slot].receiveWindow = limits.channelWindowBytes
+        channels[slot].windowTarget = limits.channelWindowBytes
         let remote = channels[slot].remoteID
         send {
             $0.append(Message.channelOpenConfirmation)
@@ -165,13 +172,13 @@ extension SSHConnection {
         precondition(count >= 0 && count <= channels[slot].held, "more than was received")
         channels[slot].held -= count
         channels[slot].consumed += count
-        let window = transport.limits.channelWindowBytes
+        let window = channels[slot].windowTarget
         // A quarter of the window, so that a stream costs few messages and the peer never runs dry.
         guard channels[slot].consumed >= window / 4, !channels[slot].receivedEOF, !channels[slot].sentClose
         else {
             return
         }
-        let remote = channels[slot].remoteID, amount = channels[slot].consumed
+        let remote = channels[slot].remoteID, amount = channels[slot].consumed + growth(slot)
         channels[slot].receiveWindow += amount
         channels[slot].consumed = 0
         send {
@@ -179,6 +186,20 @@ extension SSHConnection {
             $0.append(remote)
             $0.append(UInt32(clamping: amount))
         }
+    }
+
+    /// By how much the window of a channel is widened: a long way to the peer needs a wide one to be filled.
+    private mutating func growth(_ slot: Int) -> Int {
+        guard channels[slot].isStarved else { return 0 }
+        channels[slot].isStarved = false
+        let limits = transport.limits
+        let amount = min(
+            channels[slot].windowTarget, limits.channelWindowLimitBytes - channels[slot].windowTarget,
+            limits.windowGrowthBytes - grownBytes)
+        guard amount > 0 else { return 0 }
+        channels[slot].windowTarget += amount
+        grownBytes += amount
+        return amount
     }
 
     /// The next channel whose waiting writer can go on. Window adjusts report themselves; this finds those

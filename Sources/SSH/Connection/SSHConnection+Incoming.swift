@@ -71,6 +71,10 @@ extension SSHConnection {
         }
         guard !range.isEmpty else { return nil }
         channels[slot].held += range.count
+        let target = channels[slot].windowTarget
+        if channels[slot].receiveWindow < target / 4, channels[slot].held <= target / 4 {
+            channels[slot].isStarved = true
+        }
         dataRange = 5 + range.lowerBound..<5 + range.upperBound
         return .data(id(slot), stream, count: range.count)
     }

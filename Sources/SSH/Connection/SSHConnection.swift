@@ -48,6 +48,8 @@ public struct SSHConnection: ~Copyable {
     var transport: Transport
     var channels: [Channel] = []
     var openCount = 0
+    /// By how much the windows of all channels were widened.
+    var grownBytes = 0
     var authentication: Authentication
     /// Kinds of our global requests that await an answer, oldest first.
     var pendingGlobals: [PendingGlobal] = []
@@ -59,6 +61,10 @@ public struct SSHConnection: ~Copyable {
     var hasWaitingWriters = false
     var writableCursor = 0
     var timers = Timers()
+    /// Client: ask for a session together with the entry, which saves a round trip. For servers that let everybody in.
+    public var opensSessionEarly = false
+    /// The session that was asked for that way.
+    public internal(set) var earlySession: ChannelID?
     var failure: SSHError?
     var hasReportedHostKey = false
     /// What a caller-side method could not report, e.g. a bound of the deferred queue; thrown by `nextEvent`.

@@ -143,6 +143,12 @@ extension SFTPServer {
             sendStatistics(try fileSystem.statistics(of: path(&request)), id)
         case "fstatvfs@openssh.com":
             sendStatistics(try fileSystem.statistics(of: anyHandle(&request)), id)
+        case "copy-data":
+            let source = try file(&request)
+            let from = try request.uint64(), length = try request.uint64()
+            let target = try file(&request)
+            try fileSystem.copy(source, from, length, to: target, request.uint64())
+            send(.ok, id)
         case "limits@openssh.com":
             let limits = self.limits
             answer(.extendedReply) {

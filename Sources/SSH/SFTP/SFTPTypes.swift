@@ -175,4 +175,17 @@ public protocol SFTPFileSystem {
     mutating func synchronize(_ handle: Handle) throws(SFTPStatus)
     mutating func statistics(of path: ByteString) throws(SFTPStatus) -> SFTPFileSystemStatistics
     mutating func statistics(of handle: Handle) throws(SFTPStatus) -> SFTPFileSystemStatistics
+    /// Copies `length` bytes (0: all) between two open files. draft-ietf-secsh-filexfer-extensions-00 §7.
+    mutating func copy(
+        _ source: Handle, _ from: UInt64, _ length: UInt64, to target: Handle, _ offset: UInt64
+    ) throws(SFTPStatus)
+}
+
+extension SFTPFileSystem {
+    /// Not every file system can.
+    public mutating func copy(
+        _ source: Handle, _ from: UInt64, _ length: UInt64, to target: Handle, _ offset: UInt64
+    ) throws(SFTPStatus) {
+        throw .unsupported
+    }
 }

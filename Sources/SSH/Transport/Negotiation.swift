@@ -2,6 +2,7 @@
 
 /// What both KEXINIT messages lead to, RFC 4253 §7.1.
 struct Negotiated {
+    var method: KeyExchangeMethod
     var clientToServer: CipherName
     var serverToClient: CipherName
     var hostSignature: HostSignature
@@ -23,12 +24,14 @@ struct KeyExchangeProposal {
     var hostKey: [String]
     var ciphersClientToServer: [String]
     var ciphersServerToClient: [String]
+    var integrityClientToServer: [String]
+    var integrityServerToClient: [String]
     var compressionClientToServer: [String]
     var compressionServerToClient: [String]
     var firstPacketFollows: Bool
 
-    /// Names of the key exchange, best first. Both are one method: RFC 8731 §1.
-    static let methods = ["curve25519-sha256", "curve25519-sha256@libssh.org"]
+    /// Names of the key exchange, best first.
+    static let methods = KeyExchangeMethod.allCases.map(\.rawValue)
     static let strictClient = "kex-strict-c-v00@openssh.com", strictServer = "kex-strict-s-v00@openssh.com"
     static let extensionClient = "ext-info-c", extensionServer = "ext-info-s"
 
@@ -53,10 +56,9 @@ struct KeyExchangeProposal {
         queue.appendString(hostKeys(role).joined(separator: ","))
         queue.appendString(cipherList)
         queue.appendString(cipherList)
-        // RFC 5647 §5.1 in OpenSSH's reading: the MAC is implied by the cipher, yet the list must not be
-        // empty for peers that negotiate it anyway.
-        queue.appendString("hmac-sha2-256-etm@openssh.com,hmac-sha2-256")
-        queue.appendString("hmac-sha2-256-etm@openssh.com,hmac-sha2-256")
+        // RFC 5647 §5.1 in OpenSSH's reading: an AEAD implies its MAC, and the list counts for other ciphers only.
+        queue.appendString(CipherName.integrityName)
+        queue.appendString(CipherName.integrityName)
         queue.appendString("none")
         queue.appendString("none")
         queue.appendString("")
@@ -74,8 +76,8 @@ struct KeyExchangeProposal {
         hostKey = try reader.nameList(limit: limit)
         ciphersClientToServer = try reader.nameList(limit: limit)
         ciphersServerToClient = try reader.nameList(limit: limit)
-        _ = try reader.stringRange(limit: limit)
-        _ = try reader.stringRange(limit: limit)
+        integrityClientToServer = try reader.nameList(limit: limit)
+        integrityServerToClient = try reader.nameList(limit: limit)
         compressionClientToServer = try reader.nameList(limit: limit)
         compressionServerToClient = try reader.nameList(limit: limit)
         _ = try reader.stringRange(limit: limit)
@@ -87,21 +89,26 @@ struct KeyExchangeProposal {
     /// Chooses by the client's order of preference. `role` is ours, `self` is the peer's proposal.
     func negotiate(role: Role, ciphers: [CipherName]) throws(SSHError) -> Negotiated {
         let ours = ciphers.map(\.rawValue)
-        _ = try Self.choose("key exchange", role, ours: Self.methods, peers: keyExchange)
+        let methodName = try Self.choose("key exchange", role, ours: Self.methods, peers: keyExchange)
         let host = try Self.choose("host key", role, ours: Self.hostKeys(role), peers: hostKey)
         let up = try Self.choose("cipher", role, ours: ours, peers: ciphersClientToServer)
         let down = try Self.choose("cipher", role, ours: ours, peers: ciphersServerToClient)
         _ = try Self.choose("compression", role, ours: ["none"], peers: compressionClientToServer)
         _ = try Self.choose("compression", role, ours: ["none"], peers: compressionServerToClient)
         guard let up = CipherName(rawValue: up), let down = CipherName(rawValue: down),
-            let hostSignature = HostSignature(rawValue: host)
+            let hostSignature = HostSignature(rawValue: host),
+            let method = KeyExchangeMethod(rawValue: methodName)
         else { throw .noCommonAlgorithm("cipher") }
+        for (cipher, names) in [(up, integrityClientToServer), (down, integrityServerToClient)]
+        where cipher.integrityBytes > 0 {
+            _ = try Self.choose("MAC", role, ours: [CipherName.integrityName], peers: names)
+        }
         // RFC 4253 §7: a guess is right when both first choices agree.
         let guessHolds =
             keyExchange.first == Self.methods.first && hostKey.first == Self.hostKeys(role).first
         let peerStrict = role == .client ? Self.strictServer : Self.strictClient
         return Negotiated(
-            clientToServer: up, serverToClient: down, hostSignature: hostSignature,
+            method: method, clientToServer: up, serverToClient: down, hostSignature: hostSignature,
             guessHolds: guessHolds,
             ignoresNextPacket: firstPacketFollows && !guessHolds,
             strict: keyExchange.contains(peerStrict),

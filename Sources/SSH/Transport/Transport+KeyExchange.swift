@@ -18,8 +18,8 @@ struct KeyExchangeState {
     var ownProposal: [UInt8] = []
     var peerProposal: [UInt8] = []
     var negotiated: Negotiated?
-    /// Client: the secret of its ephemeral key.
-    var ephemeralSecret: [UInt8] = []
+    /// Client: its ephemeral keys.
+    var ephemeral: EphemeralKeys?
     /// Keys of the incoming direction, from the hash until the peer's NEWKEYS.
     var nextOpener: PacketCipher?
     /// Client: the host key of the first exchange.
@@ -39,16 +39,16 @@ extension Transport {
         exchange.isSending = true
         // RFC 4253 §7: the guess that the server prefers what we do saves a round trip, and costs a packet if
         // wrong.
-        if role == .client, exchange.isFirst { sendPublicValue() }
+        if role == .client, exchange.isFirst { sendPublicValue(KeyExchangeMethod.allCases[0]) }
     }
 
     /// Client: a fresh ephemeral key.
-    private mutating func sendPublicValue() {
-        let secret = entropy.draw(32)
-        exchange.ephemeralSecret = secret
+    private mutating func sendPublicValue(_ method: KeyExchangeMethod) {
+        let keys = EphemeralKeys(method, secret: entropy.draw(32))
+        exchange.ephemeral = keys
         sendNow {
             $0.append(Message.kexECDHInit)
-            $0.appendString(Curve25519.publicKey(of: secret))
+            $0.appendString(keys.publicValue)
         }
     }
 
@@ -95,20 +95,22 @@ extension Transport {
         exchange.isReceiving = true
         exchange.negotiated = negotiated
         startKeyExchange()
-        if role == .client, !(exchange.isFirst && negotiated.guessHolds) { sendPublicValue() }
+        if role == .client, !(exchange.isFirst && negotiated.guessHolds) {
+            sendPublicValue(negotiated.method)
+        }
     }
 
     /// Server: takes the client's public value, answers, and switches the outgoing direction.
     private mutating func answerExchange(_ reader: inout WireReader, _ negotiated: Negotiated) throws {
-        let peer = try reader.bytes(limit: 64)
+        let peer = try reader.bytes(limit: Self.publicValueLimit)
         guard exchange.nextOpener == nil else { throw SSHError.unexpectedMessage(Message.kexECDHInit) }
         guard let hostKey else { preconditionFailure("a server has a host key") }
         var secret = entropy.draw(32)
         defer { secret.wipe() }
-        guard let shared = Curve25519.shared(secret: secret, peer: peer) else {
+        guard let (own, value) = EphemeralKeys.answer(negotiated.method, to: peer, secret: secret) else {
             throw SSHError.badKeyExchangeValue
         }
-        let own = Curve25519.publicKey(of: secret)
+        let shared = negotiated.method.encode(value)
         let blob = hostKey.blob
         let hash = exchangeHash(blob: blob, client: peer, server: own, shared: shared)
         sendNow {
@@ -124,14 +126,13 @@ extension Transport {
     private mutating func finishExchange(_ reader: inout WireReader, _ negotiated: Negotiated) throws {
         guard exchange.nextOpener == nil else { throw SSHError.unexpectedMessage(Message.kexECDHReply) }
         let blob = try reader.bytes(limit: limits.nameBytes)
-        let peer = try reader.bytes(limit: 64)
+        let peer = try reader.bytes(limit: Self.publicValueLimit)
         let signature = try reader.bytes(limit: limits.nameBytes)
-        let secret = exchange.ephemeralSecret
-        guard let shared = Curve25519.shared(secret: secret, peer: peer) else {
-            throw SSHError.badKeyExchangeValue
-        }
-        let own = Curve25519.publicKey(of: secret)
-        let hash = exchangeHash(blob: blob, client: own, server: peer, shared: shared)
+        guard let keys = exchange.ephemeral, keys.method == negotiated.method,
+            let value = keys.shared(with: peer)
+        else { throw SSHError.badKeyExchangeValue }
+        let shared = negotiated.method.encode(value)
+        let hash = exchangeHash(blob: blob, client: keys.publicValue, server: peer, shared: shared)
         guard negotiated.hostSignature.verify(signature: signature, message: hash, blob: blob) else {
             throw SSHError.badHostSignature
         }
@@ -139,11 +140,14 @@ extension Transport {
             throw SSHError.hostKeyChanged
         }
         exchange.hostKeyBlob = blob
-        exchange.ephemeralSecret.wipe()
+        exchange.ephemeral = nil
         switchKeys(negotiated, shared: shared, hash: hash)
     }
 
-    /// RFC 5656 §4 with the names of RFC 8731.
+    /// 2 KiB: no public value of our methods is longer than 1216 bytes.
+    private static let publicValueLimit = 2_048
+
+    /// RFC 5656 §4 with the names of RFC 8731; `shared` as the method encodes it.
     private func exchangeHash(blob: [UInt8], client: [UInt8], server: [UInt8], shared: [UInt8]) -> [UInt8] {
         let own = Array(ownVersion.utf8), peer = peerVersion ?? []
         var queue = ByteQueue(capacity: 4096)
@@ -154,7 +158,7 @@ extension Transport {
         queue.appendString(blob)
         queue.appendString(client)
         queue.appendString(server)
-        queue.append(Self.mpint(shared))
+        queue.append(shared)
         return SHA256.digest(queue.copy())
     }
 
@@ -170,16 +174,19 @@ extension Transport {
     /// Derives both directions' keys, sends NEWKEYS and starts to seal with the new ones.
     private mutating func switchKeys(_ negotiated: Negotiated, shared: [UInt8], hash: [UInt8]) {
         let sessionID = exchange.sessionID ?? hash
-        var secret = Self.mpint(shared)
+        var secret = shared
         defer { secret.wipe() }
-        func cipher(_ name: CipherName, vector: Character, key: Character) -> PacketCipher {
+        func cipher(
+            _ name: CipherName, vector: Character, key: Character, integrity: Character
+        ) -> PacketCipher {
             PacketCipher(
                 name: name,
                 key: Self.derive(secret, hash, key, sessionID, count: name.keyBytes),
-                vector: Self.derive(secret, hash, vector, sessionID, count: name.vectorBytes))
+                vector: Self.derive(secret, hash, vector, sessionID, count: name.vectorBytes),
+                integrity: Self.derive(secret, hash, integrity, sessionID, count: name.integrityBytes))
         }
-        let up = cipher(negotiated.clientToServer, vector: "A", key: "C")
-        let down = cipher(negotiated.serverToClient, vector: "B", key: "D")
+        let up = cipher(negotiated.clientToServer, vector: "A", key: "C", integrity: "E")
+        let down = cipher(negotiated.serverToClient, vector: "B", key: "D", integrity: "F")
         sendNow { $0.append(Message.newKeys) }
         if exchange.isStrict { sendSequence = 0 }
         sealer = role == .client ? up : down

@@ -124,7 +124,7 @@ struct Transport: ~Copyable {
             length = try check(length: field)
             knownLength = length
         }
-        let tagBytes = opener == nil ? 0 : CipherName.tagBytes
+        let tagBytes = opener?.name.tagBytes ?? 0
         guard inbound.count >= 4 + length + tagBytes else { return nil }
         if let opener {
             guard unsafe opener.open(packet, length: length, sequence: receiveSequence) else {
@@ -244,8 +244,8 @@ struct Transport: ~Copyable {
         outbound.overwrite(UInt32(length), at: start)
         outbound.overwrite(UInt8(padding), at: start + 4)
         if let sealer {
-            outbound.reserve(CipherName.tagBytes)
-            outbound.commit(CipherName.tagBytes)
+            outbound.reserve(sealer.name.tagBytes)
+            outbound.commit(sealer.name.tagBytes)
             unsafe sealer.seal(outbound.address(start), length: length, sequence: sendSequence)
         }
         sendSequence &+= 1  // RFC 4253 §6.4: wraps; keys are renewed long before
