@@ -57,6 +57,8 @@ var targets: [Target] = [
     .target(
         name: "SSH", dependencies: ["CSodium", crypto], exclude: ["README.md"],
         swiftSettings: pure),
+    .target(
+        name: "Resume", dependencies: ["CSodium"], exclude: ["README.md"], swiftSettings: pure),
     .target(name: "Coordinator", dependencies: ["RPC", "Mesh"], exclude: ["README.md"], swiftSettings: pure),
     .target(
         name: "DERPRelay", dependencies: ["LinuxIO", "Mesh"], exclude: ["README.md"], swiftSettings: base),
@@ -66,6 +68,7 @@ var targets: [Target] = [
         name: "MeshTests", dependencies: ["Mesh", "LinuxIO", "CSodium"], swiftSettings: base),
     .testTarget(name: "RPCTests", dependencies: ["RPC", protobuf], swiftSettings: base),
     .testTarget(name: "SSHTests", dependencies: ["SSH", "LinuxIO"], swiftSettings: base),
+    .testTarget(name: "ResumeTests", dependencies: ["Resume"], swiftSettings: base),
     .testTarget(name: "CoordinatorTests", dependencies: ["Coordinator", "RPC"], swiftSettings: base),
     .testTarget(name: "DERPRelayTests", dependencies: ["DERPRelay", "Mesh", "LinuxIO"], swiftSettings: base),
     .testTarget(name: "TidyTests", swiftSettings: base),
@@ -84,10 +87,11 @@ if !pureOnly {
             name: "HTTPTransport", dependencies: nio + [log, crypto, "LinuxIO"], exclude: ["README.md"],
             swiftSettings: small),
         .target(
-            name: "Tailnet", dependencies: ["Mesh", "RPC", "HTTPTransport", "LinuxIO", log],
+            name: "Tailnet", dependencies: ["Mesh", "Resume", "RPC", "HTTPTransport", "LinuxIO", log],
             exclude: ["README.md"], swiftSettings: small),
         .target(
-            name: "Agent", dependencies: ["Tailnet", "Mesh", "SSH", "RPC", "HTTPTransport", "LinuxIO", log],
+            name: "Agent",
+            dependencies: ["Tailnet", "Resume", "Mesh", "SSH", "RPC", "HTTPTransport", "LinuxIO", log],
             exclude: ["README.md"], swiftSettings: base),
         .target(
             name: "Server",
@@ -100,7 +104,9 @@ if !pureOnly {
             ], exclude: ["README.md"], swiftSettings: base),
         .target(
             name: "CLI",
-            dependencies: ["Tailnet", "Mesh", "SSH", "RPC", "HTTPTransport", "Agent", "LinuxIO", log],
+            dependencies: [
+                "Tailnet", "Resume", "Mesh", "SSH", "RPC", "HTTPTransport", "Agent", "LinuxIO", log,
+            ],
             exclude: ["README.md"], swiftSettings: small),
         .executableTarget(
             name: "coder", dependencies: ["CLI", "Server"],

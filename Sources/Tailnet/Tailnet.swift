@@ -56,7 +56,7 @@ public actor Tailnet {
     }
 
     /// 1 s: how long the coordinator may take to hang up after our goodbye. coordinator.md §7.
-    static let goodbyeTimeout = Duration.seconds(1)
+    public static let goodbyeTimeout = Duration.seconds(1)
     /// Requests that wait for the connection; far more than peers and changes of our node in a second.
     private static let outgoingLimit = 4_096
 
@@ -72,6 +72,8 @@ public actor Tailnet {
     private var outgoing: AsyncStream<TailnetCoordinateRequest>.Continuation?
     private var coordination = 0
     private var isLeaving = false
+    /// Finished when the coordinator hangs up after our goodbye.
+    private var goodbye: AsyncStream<Void>.Continuation?
     private var watchers: [Int: AsyncStream<RawUUID>.Continuation] = [:]
     private var nextWatcher = 0
 
@@ -134,17 +136,25 @@ public actor Tailnet {
         await node.close()
     }
 
-    /// Says goodbye to the coordinator, so that peers drop us at once, and waits up to a second for its answer.
-    public func leave() async {
+    /// Says goodbye to the coordinator, so that peers drop us at once, and waits for its answer, but no longer than
+    /// `limit`.
+    public func leave(within limit: Duration = goodbyeTimeout) async {
+        guard let outgoing, !isLeaving else { return isLeaving = true }
         isLeaving = true
-        guard let outgoing else { return }
         var request = TailnetCoordinateRequest()
         request.disconnect = TailnetCoordinateRequest.Disconnect()
+        let (answers, answer) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingOldest(1))
+        goodbye = answer
         outgoing.yield(request)
-        let end = ContinuousClock.now + Self.goodbyeTimeout
-        while self.outgoing != nil, ContinuousClock.now < end {
-            do { try await Task.sleep(for: .milliseconds(5)) } catch { return }
+        await withTaskGroup(of: Void.self) { group in
+            group.addTask { for await _ in answers { return } }
+            group.addTask {
+                do { try await Task.sleep(for: limit) } catch { return }
+            }
+            await group.next()
+            group.cancelAll()
         }
+        goodbye = nil
     }
 
     // MARK: - On a control connection
@@ -277,6 +287,7 @@ public actor Tailnet {
         guard number == coordination else { return }
         outgoing?.finish()
         outgoing = nil
+        goodbye?.finish()
         book.loseAll(now: Self.now())
     }
 

@@ -137,15 +137,35 @@ import Testing
     // MARK: Escape
 
     @Test func tildeDotEndsASession() {
-        func run(_ pieces: [String]) -> [EscapeFilter.Result] {
+        func run(_ pieces: [String]) -> [EscapeFilter.Action] {
             var filter = EscapeFilter()
-            return pieces.map { filter.filter(Array($0.utf8)[...]) }
+            return pieces.flatMap { filter.filter(Array($0.utf8)[...]) }
         }
+        func pass(_ text: String) -> EscapeFilter.Action { .pass(Array(text.utf8)) }
         #expect(run(["~."]) == [.disconnect])
-        #expect(run(["ls\r", "~", "."]) == [.pass(Array("ls\r".utf8)), .pass([]), .disconnect])
-        #expect(run(["a~."]) == [.pass(Array("a~.".utf8))])
-        #expect(run(["~~x"]) == [.pass(Array("~x".utf8))])
-        #expect(run(["~x"]) == [.pass(Array("~x".utf8))])
+        #expect(run(["ls\r", "~", "."]) == [pass("ls\r"), .disconnect])
+        #expect(run(["a~."]) == [pass("a~.")])
+        #expect(run(["~~x"]) == [pass("~x")])
+        #expect(run(["~x"]) == [pass("~x")])
+        #expect(run(["~?~#~\u{1a}ls"]) == [.help, .list, .suspend, pass("ls")])
+        #expect(run(["x\n~#y"]) == [pass("x\n"), .list, pass("y")])
+    }
+
+    @Test(
+        arguments: [
+            ("8080:localhost:80", "remote port 8080 to localhost:80"),
+            ("0:[::1]:22", "remote port 0 to ::1:22"),
+            ("/run/a.sock:/tmp/b.sock", "remote socket /run/a.sock to /tmp/b.sock"), ("8080:80", nil),
+            ("8080::80", nil), ("x:localhost:80", nil), ("8080:localhost:0", nil),
+            ("70000:localhost:80", nil),
+            ("/a:b", nil), ("/:/b", nil), ("80:a\u{1b}[2J:80", nil), ("", nil),
+        ] as [(String, String?)])
+    func remoteForwards(_ text: String, _ meaning: String?) {
+        guard let meaning else {
+            #expect(throws: (any Error).self) { try RemoteForward(text) }
+            return
+        }
+        #expect((try? RemoteForward(text))?.description == meaning)
     }
 
     // MARK: ssh configuration

@@ -12,12 +12,13 @@ import Testing
         "Mesh": ["CChaPoly", "CSodium", "CLinux", "LinuxIO"],
         "RPC": [],
         "SSH": ["CSodium"],
+        "Resume": ["CSodium"],
         "Coordinator": ["Mesh", "RPC"],
         "DERPRelay": ["CLinux", "LinuxIO", "Mesh"],
         "HTTPTransport": ["LinuxIO"],
-        "Tailnet": ["LinuxIO", "Mesh", "RPC", "HTTPTransport"],
-        "Agent": ["CLinux", "LinuxIO", "Mesh", "RPC", "SSH", "HTTPTransport", "Tailnet"],
-        "Server": ["CLinux", "CPQ", "LinuxIO", "Mesh", "RPC", "Coordinator", "DERPRelay", "HTTPTransport"],
+        "Tailnet": ["HTTPTransport", "LinuxIO", "Mesh", "RPC", "Resume"],
+        "Agent": ["CLinux", "HTTPTransport", "LinuxIO", "Mesh", "RPC", "Resume", "SSH", "Tailnet"],
+        "Server": ["CLinux", "CPQ", "Coordinator", "DERPRelay", "HTTPTransport", "LinuxIO", "Mesh", "RPC"],
         "CLI": ["CLinux", "LinuxIO", "Mesh", "RPC", "SSH", "HTTPTransport", "Tailnet", "Agent"],
         "coder": ["CLI", "Server"],
         "coder-slim": ["CLI"],
@@ -27,7 +28,7 @@ import Testing
     static let pureFolders = [
         "Sources/Mesh/Addresses", "Sources/Mesh/Keys", "Sources/Mesh/WireGuard", "Sources/Mesh/Netstack",
         "Sources/Mesh/UAPI", "Sources/Mesh/Disco", "Sources/Mesh/STUN", "Sources/Mesh/DERP",
-        "Sources/Mesh/Paths", "Sources/SSH",
+        "Sources/Mesh/Paths", "Sources/SSH", "Sources/Resume",
         "Sources/RPC", "Sources/Coordinator",
     ]
     static let impure = ["LinuxIO", "CLinux", "Glibc", "Musl", "Dispatch", "Foundation", "NIO", "Logging"]

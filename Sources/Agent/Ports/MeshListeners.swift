@@ -4,9 +4,10 @@ internal import LinuxIO
 internal import Logging
 internal import Mesh
 internal import Synchronization
+internal import Tailnet
 
-/// What the agent serves on the mesh: SSH on 1 and 22, speed test on 3, HTTP on 4; every other port leads to the
-/// same port of the workspace. Whoever gets here was let in by WireGuard. agent.md §5.
+/// What the agent serves on the mesh: SSH on 1 and 22, speed test on 3, HTTP on 4, resumable streams on 8; every other
+/// port leads to the same port of the workspace. Whoever gets here was let in by WireGuard. agent.md §5.
 struct MeshListeners: Sendable {
     /// Threads of speed tests and HTTP requests at once; more are reset.
     private static let threadLimit = 32
@@ -30,6 +31,7 @@ struct MeshListeners: Sendable {
             let ports = (
                 one: try await node.listen(port: 1), ssh: try await node.listen(port: 22),
                 speed: try await node.listen(port: 3), http: try await node.listen(port: 4),
+                resume: try await node.listen(port: ResumingStream.port),
                 any: try await node.listenAny(), flows: try await node.listenAnyUDP()
             )
             await withDiscardingTaskGroup { group in
@@ -37,6 +39,9 @@ struct MeshListeners: Sendable {
                 group.addTask { await serveSSH(ports.ssh) }
                 group.addTask { await serveOnThreads(ports.speed, name: "speedtest") { SpeedTest.serve($0) } }
                 group.addTask { await serveOnThreads(ports.http, name: "agent-http") { http.serve($0) } }
+                group.addTask {
+                    await ResumeStreams(node: node, ssh: ssh) { logger.info("\($0)") }.run(ports.resume)
+                }
                 group.addTask { await relay(ports.any) }
                 group.addTask {
                     for await flow in ports.flows { relay(flow) }

@@ -81,6 +81,14 @@ package struct Timestamp: Sendable, Comparable {
             "\(months[Int(parts.tm_mon)]) \(day) \(two(parts.tm_hour)):\(two(parts.tm_min)):\(two(parts.tm_sec))"
     }
 
+    /// `20060102-150405` in local time, for names of files.
+    var fileStamp: String {
+        let parts = broken(isLocal: true)
+        let two = { (number: Int32) in number < 10 ? "0\(number)" : "\(number)" }
+        return "\(parts.tm_year + 1900)\(two(parts.tm_mon + 1))\(two(parts.tm_mday))"
+            + "-\(two(parts.tm_hour))\(two(parts.tm_min))\(two(parts.tm_sec))"
+    }
+
     private func broken(isLocal: Bool) -> tm {
         var time = time_t(seconds.rounded(.down))
         var parts = tm()

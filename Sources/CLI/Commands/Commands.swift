@@ -17,7 +17,8 @@ enum Commands {
             DeleteCommand.command, ExternalWorkspacesCommand.command, SSHCommand.command,
             PortForwardCommand.command,
             PingCommand.command, SpeedtestCommand.command, NetcheckCommand.command, ConfigSSHCommand.command,
-            ConnectCommand.command, WireGuardCommand.command, AgentCommand.command, MeshCommand.command,
+            ConnectCommand.command, VSCodeSSHCommand.command, GitSSHCommand.command,
+            WireGuardCommand.command, AgentCommand.command, MeshCommand.command,
             HostedCommands.server(hooks), HostedCommands.relay(hooks), RelayLoadCommand.command,
             WorkspaceProxyCommand.command(hooks),
         ]

@@ -24,7 +24,10 @@ package enum ConfigSSHCommand {
                 help: "Additional options for the hosts, as Key=value."),
             CommandOption(
                 "dry-run", short: "n", env: "CODER_SSH_DRY_RUN", .bool,
-                help: "Show the section, change nothing."),
+                help: "Show what would change, change nothing."),
+            CommandOption(
+                "use-previous-options", env: "CODER_SSH_USE_PREVIOUS_OPTIONS", .bool,
+                help: "Take all options from the section that is there."),
             CommandOption(
                 "ssh-host-prefix", env: "CODER_CONFIGSSH_SSH_HOST_PREFIX", help: "Prefix of host names."),
             CommandOption(
@@ -45,19 +48,6 @@ package enum ConfigSSHCommand {
             answer.status == 200
             ? try JSON.parse(answer.body) : .record(["hostname_prefix": .string("coder.")])
         let values = invocation.values
-        let pick = { (flag: String, key: String) in
-            values.source(flag) > .default ? values.string(flag) : deployment[key].text
-        }
-        let section = try Section(
-            program: program(invocation), configDirectory: invocation.config.path,
-            isDefaultDirectory: values.source("global-config") <= .default,
-            prefix: pick("ssh-host-prefix", "hostname_prefix"),
-            suffix: pick("hostname-suffix", "hostname_suffix"),
-            wait: values.string("wait"), disableAutostart: values.bool("disable-autostart"),
-            headers: values.list("header"), headerCommand: values.string("header-command"),
-            userOptions: values.list("ssh-option"),
-            deploymentOptions: deployment["ssh_config_options"].members.map { ($0.key, $0.value.text) }
-        ).text()
         var path = values.string("ssh-config-file")
         if path.hasPrefix("~/") { path = homeDirectory(invocation.environment) + path.dropFirst(1) }
         var found = ""
@@ -66,9 +56,29 @@ package enum ConfigSSHCommand {
         } catch let error as SystemError where error.code == ENOENT {
             found = ""
         }
+        var options = StoredOptions(values)
+        let previous = StoredOptions(section: found)
+        if let previous, previous != options {
+            if values.bool("use-previous-options") {
+                options = previous
+            } else if !values.bool("yes"), !values.bool("dry-run"), invocation.console.isInputTerminal {
+                invocation.console.say(
+                    "The options differ from those of the last run.\n  New:      \(options.text)\n"
+                        + "  Previous: \(previous.text)")
+                if try !invocation.prompt.confirm("Use the new ones?", default: true) { options = previous }
+            }
+        }
+        let section = try Section(
+            program: program(invocation), configDirectory: invocation.config.path,
+            isDefaultDirectory: values.source("global-config") <= .default,
+            prefix: options.prefix ?? deployment["hostname_prefix"].text,
+            suffix: options.suffix ?? deployment["hostname_suffix"].text, options: options,
+            deploymentOptions: deployment["ssh_config_options"].members.map { ($0.key, $0.value.text) }
+        ).text()
         let changed = try replaceSection(in: found, with: section)
         if values.bool("dry-run") {
-            invocation.console.out(section + "\n")
+            invocation.console.note("Nothing is changed (--dry-run).")
+            invocation.console.out(UnifiedDiff.text(from: found, to: changed, name: path))
             return 0
         }
         guard changed != found else {
@@ -76,7 +86,8 @@ package enum ConfigSSHCommand {
             return 0
         }
         if !values.bool("yes"), invocation.console.isInputTerminal {
-            invocation.console.say("The following will be written to \(path):\n\n\(section)\n")
+            invocation.console.say(
+                "The following will be changed:\n\n\(UnifiedDiff.text(from: found, to: changed, name: path))")
             guard try invocation.prompt.confirm("Continue?", default: true) else { return 0 }
         }
         if let slash = path.lastIndex(of: "/") { try makeDirectories(String(path[..<slash]), mode: 0o700) }
@@ -126,11 +137,7 @@ package enum ConfigSSHCommand {
         var isDefaultDirectory: Bool
         var prefix: String
         var suffix: String
-        var wait: String
-        var disableAutostart: Bool
-        var headers: [String]
-        var headerCommand: String
-        var userOptions: [String]
+        var options: StoredOptions
         var deploymentOptions: [(String, String)]
 
         func text() throws -> String {
@@ -144,25 +151,25 @@ package enum ConfigSSHCommand {
                 startToken, "# This section is written by 'coder config-ssh'.", "#",
                 "# Changes made by hand are lost when it runs again.", "#",
             ]
-            let stored = storedOptions
+            let stored = options.lines
             if !stored.isEmpty { lines += ["# Last run with options:"] + stored.map { "# :\($0)" } + ["#"] }
-            let options = try mergedOptions().map { "\t\($0)" }
+            let hostOptions = try mergedOptions().map { "\t\($0)" }
             var command = "\(try quote(program))"
             if !isDefaultDirectory { command += " --global-config \(try quote(configDirectory))" }
-            for header in headers { command += " --header \(try quote(header, always: true))" }
-            if !headerCommand.isEmpty {
-                command += " --header-command \(try quote(headerCommand, always: true))"
+            for header in options.headers { command += " --header \(try quote(header, always: true))" }
+            if !options.headerCommand.isEmpty {
+                command += " --header-command \(try quote(options.headerCommand, always: true))"
             }
             var flags = " ssh --stdio"
-            if wait != "auto" { flags += " --wait=\(wait)" }
-            if disableAutostart { flags += " --disable-autostart=true" }
+            if options.wait != "auto" { flags += " --wait=\(options.wait)" }
+            if options.disableAutostart { flags += " --disable-autostart=true" }
             if !prefix.isEmpty {
-                lines += ["Host \(prefix)*"] + options
+                lines += ["Host \(prefix)*"] + hostOptions
                 lines += ["\tProxyCommand \(command)\(flags) --ssh-host-prefix \(prefix) %h"]
                 if !suffix.isEmpty { lines.append("") }
             }
             if !suffix.isEmpty {
-                lines += ["Host *.\(suffix)"] + options
+                lines += ["Host *.\(suffix)"] + hostOptions
                 lines += [
                     "", "Match host *.\(suffix) !exec \"\(try quoteMatch(program)) connect exists %h\"",
                 ]
@@ -171,19 +178,9 @@ package enum ConfigSSHCommand {
             return (lines + [endToken]).joined(separator: "\n")
         }
 
-        private var storedOptions: [String] {
-            var list: [String] = []
-            if wait != "auto" { list.append("wait=\(wait)") }
-            if prefix != "coder." { list.append("ssh-host-prefix=\(prefix)") }
-            if suffix != "coder" { list.append("hostname-suffix=\(suffix)") }
-            if disableAutostart { list.append("disable-autostart=true") }
-            return list + userOptions.map { "ssh-option=\($0)" } + headers.map { "header=\($0)" }
-                + (headerCommand.isEmpty ? [] : ["header-command=\(headerCommand)"])
-        }
-
         /// The user's options, then the deployment's, then the defaults: ssh takes the first of each.
         private func mergedOptions() throws -> [String] {
-            let user = try userOptions.map { text in
+            let user = try options.sshOptions.map { text in
                 guard let mark = text.firstIndex(where: { $0 == "=" || $0 == " " }) else {
                     throw CommandError("not an SSH option: \"\(text)\"; write it like Key=value")
                 }

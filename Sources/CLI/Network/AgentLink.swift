@@ -16,20 +16,26 @@ struct AgentLink: Sendable {
     let peer: MeshPeerID
     /// Region names by number.
     let regionNames: @Sendable (Int) -> String
+    let plainAgent: PlainAgent
     private let tailnet: ClientTailnet
 
-    /// Joins the mesh, with the tunnel to the agent asked for. `reach` then waits for the agent.
+    /// Joins the mesh, with the tunnel to the agent asked for. `reach` then waits for the agent. `connection` is what
+    /// the server says about relays, if it was asked already.
     static func open(
-        _ invocation: Invocation, _ client: APIClient, _ agent: WorkspaceAgent
+        _ invocation: Invocation, _ client: APIClient, _ agent: WorkspaceAgent, connection: JSON? = nil,
+        logger: Logger? = nil
     ) async throws -> AgentLink {
         guard let id = RawUUID(agent.id), let token = client.token else {
             throw CommandError("the server named an agent without identifier")
         }
-        let connection = try await client.get("workspaceagents/\(agent.id)/connection")
+        let connection =
+            if let connection { connection } else {
+                try await client.get("workspaceagents/\(agent.id)/connection")
+            }
         let map = DERPMap(json: connection["derp_map"])
         var configuration = ClientTailnet.Configuration(
             client: client.http, serverURL: client.base, sessionToken: token, agentID: id, derpMap: map,
-            logger: invocation.logger)
+            logger: logger ?? invocation.logger)
         configuration.forcesWebSockets = connection["derp_force_websockets"].bool
         configuration.blocksDirect =
             connection["disable_direct_connections"].bool
@@ -38,11 +44,16 @@ struct AgentLink: Sendable {
         let tailnet = try await ClientTailnet.open(configuration)
         return AgentLink(
             node: tailnet.node, address: tailnet.agentAddress, peer: MeshPeerID(high: id.high, low: id.low),
-            regionNames: { names[$0] ?? "region \($0)" }, tailnet: tailnet)
+            regionNames: { names[$0] ?? "region \($0)" },
+            plainAgent: PlainAgent(invocation.environment["CODER_NO_RESUME"] == "true"), tailnet: tailnet)
     }
 
-    /// Says good-bye to the coordinator and ends the node.
-    func close() async { await tailnet.close() }
+    /// Lets `stream` come to its end, says good-bye to the coordinator and ends the node. In this order: the agent
+    /// forgets us at the good-bye, and whatever it still has to say with it.
+    func close(settling stream: AgentStream? = nil) async {
+        await stream?.settle(within: .milliseconds(500))
+        await tailnet.close()
+    }
 
     /// Waits until the agent answers in the tunnel, with a line for people who wait longer than a second.
     func reach(_ name: String, _ console: Console, within limit: Interval = .seconds(60)) async throws {

@@ -139,13 +139,12 @@ final class PortForwarder: Sendable {
             _ = fcntl(number, F_SETFD, FD_CLOEXEC)
             var on: Int32 = 1
             setsockopt(number, Int32(IPPROTO_TCP), TCP_NODELAY, &on, 4)
-            let target = SocketAddress(link.address, port: listener.forward.remote)
-            let (node, console) = (link.node, console)
+            let (link, console, port) = (link, console, listener.forward.remote)
             Task {
                 do {
-                    _ = try await node.dial(target, bridging: OwnedDescriptor(taking: number))
+                    _ = try await link.stream(to: port, local: [number])
                 } catch {
-                    console.note("Failed to dial 'tcp://127.0.0.1:\(target.port)' in workspace: \(error)")
+                    console.note("Failed to dial 'tcp://127.0.0.1:\(port)' in workspace: \(error)")
                 }
             }
         }

@@ -14,6 +14,12 @@ struct SSHSessionRequest: Sendable {
     var terminal = "xterm-256color"
     /// Variables to ask for.
     var environment: [(String, String)] = []
+    /// Whether the stream below watches over the connection itself.
+    var isResumable = false
+    /// Socket of the user's ssh-agent, when it is to be offered to the workspace.
+    var agentSocket: String?
+    /// What the workspace should listen on for this side.
+    var remoteForwards: [RemoteForward] = []
     /// Descriptors of this side.
     var input: Int32 = 0
     var output: Int32 = 1
@@ -40,10 +46,10 @@ struct SSHSession: ~Copyable {
     private static let keepaliveNanoseconds: UInt64 = 4_000_000_000
 
     private let socket: OwnedDescriptor
-    private let request: SSHSessionRequest
+    let request: SSHSessionRequest
     private let signals: SignalWatch
-    private var connection: ClientConnection
-    private var channel: ChannelID?
+    var connection: ClientConnection
+    private(set) var channel: ChannelID?
     private var output: OutputQueue
     private var error: OutputQueue
     private var raw: RawTerminal?
@@ -51,8 +57,14 @@ struct SSHSession: ~Copyable {
     private var isRunning = false
     private var hasInputEnded = false
     private var status: Int32?
-    private var end: SSHSessionEnd?
+    var end: SSHSessionEnd?
     private var isChannelClosed = false
+    private var toldSize: WindowSize?
+    /// Channels that the workspace opened.
+    var relays: [ChannelID: ClientRelay] = [:]
+    /// Forwards whose answer is awaited, oldest first; and those that work, by the port that the workspace chose.
+    var askedForwards: [RemoteForward] = []
+    var forwards: [RemoteForward] = []
 
     /// Runs a session in a new thread, and waits for its end without holding one of the tasks' threads.
     static func run(
@@ -79,7 +91,11 @@ struct SSHSession: ~Copyable {
         self.signals = signals
         var generator = SystemRandomNumberGenerator()
         connection = ClientConnection(clientNamed: "coder", seed: EntropySeed(using: &generator))
-        connection.setKeepalive(intervalNanoseconds: Self.keepaliveNanoseconds)
+        if request.isResumable {
+            connection.opensSessionEarly = true
+        } else {
+            connection.setKeepalive(intervalNanoseconds: Self.keepaliveNanoseconds)
+        }
         output = OutputQueue(number: request.output)
         error = OutputQueue(number: request.error)
     }
@@ -123,6 +139,7 @@ struct SSHSession: ~Copyable {
     private mutating func step() throws {
         try connection.handleTimeout(nowNanoseconds: Clock.monotonicNanoseconds())
         while let event = try connection.nextEvent() { handle(event) }
+        settleRelays()
         flushSocket()
         if isChannelClosed, end == nil {
             end = status.map { .exited($0) } ?? .lost("the session was closed without an exit status")
@@ -131,11 +148,19 @@ struct SSHSession: ~Copyable {
 
     private mutating func handle(_ event: SSHEvent) {
         switch event {
-        case .authenticated: channel = connection.openChannel(.session)
+        case .authenticated:
+            channel = connection.earlySession ?? connection.openChannel(.session)
+            askForForwards()
         case .opened(let id): begin(id)
-        case .openFailed(_, _, let message):
+        case .openFailed(let id, _, let message) where id == channel:
             end = .refused(message.isEmpty ? "the workspace refused the session" : Table.clean(message))
-        case .data(let id, let stream, _): receive(id, stream)
+        case .data(let id, let stream, _):
+            if let relay = relays[id] {
+                relay.received(connection.withData { Array($0) }, &connection)
+            } else {
+                receive(id, stream)
+            }
+        case .endOfData(let id): relays[id]?.endOfData(&connection)
         case .request(let id, .exitStatus(let code), _):
             status = Int32(truncatingIfNeeded: code)
             if id == channel { flushInput() }
@@ -143,19 +168,27 @@ struct SSHSession: ~Copyable {
         case .reply(_, success: false) where !isRunning:
             end = .refused("the workspace cannot run the command")
         case .reply(_, success: true): isRunning = true
-        case .closed: isChannelClosed = true
-        case .channelRequested(let id, _): connection.refuse(id, .administrativelyProhibited)
+        case .closed(let id):
+            if id == channel { isChannelClosed = true } else { relays[id] = nil }
+        case .channelRequested(let id, let type): open(id, type)
+        case .globalReply(let success, let port): forwardAnswered(success, port)
         default: break
         }
     }
 
     /// Terminal, variables and command go out in one flight; only the command's answer is waited for.
     private mutating func begin(_ id: ChannelID) {
+        if request.agentSocket != nil { connection.request(id, .agentForwarding) }
         for (name, value) in request.environment {
             connection.request(id, .environment(name: ByteString(name), value: ByteString(value)))
         }
         if request.wantsTerminal {
-            let pty = PTYRequest(terminal: request.terminal, size: windowSize())
+            let modes = TerminalModes.read(request.input).map {
+                PTYRequest.Mode(opcode: $0.opcode, value: $0.value)
+            }
+            let size = windowSize()
+            toldSize = size
+            let pty = PTYRequest(terminal: request.terminal, size: size, modes: modes)
             connection.request(id, .pty(pty))
             raw = RawTerminal(descriptor: request.input)
         }
@@ -207,6 +240,12 @@ struct SSHSession: ~Copyable {
         ]
         if connection.wantsInput { polls[0].events |= Int16(POLLIN) }
         if connection.outgoingCount > 0 { polls[0].events |= Int16(POLLOUT) }
+        let behind = Array(relays.values)
+        for relay in behind {
+            let events = relay.events(connection)
+            polls.append(
+                pollfd(fd: events == 0 ? -1 : relay.number ?? -1, events: events, revents: 0))
+        }
         let count = poll(&polls, nfds_t(polls.count), timeout())
         guard count >= 0 || errno == EINTR else { throw SystemError(call: "poll") }
         guard count > 0 else { return }
@@ -216,6 +255,9 @@ struct SSHSession: ~Copyable {
         if polls[4].revents != 0 { error.flush() }
         if let channel, polls[3].revents != 0 || polls[4].revents != 0 { release(channel) }
         if output.isBroken || error.isBroken, end == nil { end = .stopped(signal: SIGPIPE) }
+        for (index, relay) in behind.enumerated() where polls[5 + index].revents != 0 {
+            if !relay.ready(&connection) { relays[relay.channel] = nil }
+        }
         if polls[0].revents != 0 { try readSocket() }
     }
 
@@ -284,10 +326,30 @@ struct SSHSession: ~Copyable {
             end = .stopped(signal: SIGHUP)
             return
         }
-        switch escape.filter(buffer[..<count]) {
-        case .pass(let bytes): _ = connection.write(channel, bytes)
-        case .disconnect: end = .stopped(signal: SIGINT)
+        for action in escape.filter(buffer[..<count]) {
+            switch action {
+            case .pass(let bytes): _ = connection.write(channel, bytes)
+            case .disconnect: end = .stopped(signal: SIGINT)
+            case .help: tell(EscapeFilter.helpText)
+            case .list: tell(relayList)
+            case .suspend: suspend()
+            }
         }
+    }
+
+    /// Text of ours between the program's, for a raw terminal.
+    private mutating func tell(_ text: String) {
+        let lines = text.split(separator: "\n", omittingEmptySubsequences: false).joined(separator: "\r\n")
+        error.append(Array(("\r\n" + lines).utf8))
+        _ = error.takeWritten()
+    }
+
+    /// Gives the terminal back and stops this program, until it is continued.
+    private mutating func suspend() {
+        raw?.restore()
+        kill(getpid(), SIGTSTP)
+        raw = RawTerminal(descriptor: request.input)
+        if let channel { connection.request(channel, .windowChange(windowSize())) }
     }
 
     private mutating func handleSignals() {
@@ -296,8 +358,21 @@ struct SSHSession: ~Copyable {
                 if end == nil { end = .stopped(signal: signal) }
                 continue
             }
-            if let channel, request.wantsTerminal { connection.request(channel, .windowChange(windowSize())) }
+            resize()
         }
+    }
+
+    /// Tells the terminal's size. The same size again asks for a redraw: programs only hear of changes.
+    private mutating func resize() {
+        guard let channel, request.wantsTerminal else { return }
+        let size = windowSize()
+        if size == toldSize, size.rows > 1 {
+            var other = size
+            other.rows -= 1
+            connection.request(channel, .windowChange(other))
+        }
+        toldSize = size
+        connection.request(channel, .windowChange(size))
     }
 
     private static func number(ofSignal name: String) -> Int32 {

@@ -76,34 +76,70 @@ struct OutputQueue: ~Copyable {
     }
 }
 
-/// OpenSSH's `~.` at the start of a line ends the session; `~~` sends one tilde.
+/// OpenSSH's escapes at the start of a line: `~.` ends the session, `~^Z` suspends it, `~#` lists forwarded
+/// connections, `~?` helps, `~~` sends one tilde.
 package struct EscapeFilter {
-    package enum Result: Equatable {
+    package enum Action: Equatable {
         case pass([UInt8])
         case disconnect
+        case suspend
+        case list
+        case help
     }
+
+    /// Shown by `~?`.
+    package static let helpText = """
+        Supported escape sequences:
+         ~.   - end the session
+         ~^Z  - suspend
+         ~#   - list forwarded connections
+         ~?   - this message
+         ~~   - send the escape character
+        (Escapes are only recognized immediately after newline.)
+
+        """
 
     private var isLineStart = true
     private var hasTilde = false
 
     package init() {}
 
-    package mutating func filter(_ input: ArraySlice<UInt8>) -> Result {
-        var result: [UInt8] = []
+    /// What to do, in order.
+    package mutating func filter(_ input: ArraySlice<UInt8>) -> [Action] {
+        var actions: [Action] = []
+        var plain: [UInt8] = []
         for byte in input {
             if hasTilde {
                 hasTilde = false
-                if byte == UInt8(ascii: ".") { return .disconnect }
-                if byte != UInt8(ascii: "~") { result.append(UInt8(ascii: "~")) }
-                result.append(byte)
+                if let action = Self.action(byte) {
+                    if !plain.isEmpty { actions.append(.pass(plain)) }
+                    plain = []
+                    actions.append(action)
+                    isLineStart = true
+                    if action == .disconnect { return actions }
+                    continue
+                }
+                if byte != UInt8(ascii: "~") { plain.append(UInt8(ascii: "~")) }
+                plain.append(byte)
             } else if isLineStart, byte == UInt8(ascii: "~") {
                 hasTilde = true
                 continue
             } else {
-                result.append(byte)
+                plain.append(byte)
             }
             isLineStart = byte == 13 || byte == 10
         }
-        return .pass(result)
+        if !plain.isEmpty { actions.append(.pass(plain)) }
+        return actions
+    }
+
+    private static func action(_ byte: UInt8) -> Action? {
+        switch byte {
+        case UInt8(ascii: "."): .disconnect
+        case 0x1a: .suspend
+        case UInt8(ascii: "#"): .list
+        case UInt8(ascii: "?"): .help
+        default: nil
+        }
     }
 }

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import LinuxIO
+internal import Mesh
+internal import Resume
+internal import Synchronization
+internal import Tailnet
+
+/// The agent's ends of resumable streams (docs/RESUME.md): reads greetings on the mesh port for them, connects new
+/// streams to what they want, and hands carriers to the streams that they belong to.
+final class ResumeStreams: Sendable {
+    /// Streams at once, carriers that have not greeted yet, and time to greet.
+    private static let streamLimit = 1_024, greeterLimit = 64
+    private static let greetingLimit: UInt64 = 10_000_000_000
+
+    private struct State {
+        var streams: [ResumeID: ResumeLoop] = [:]
+        var greeters = 0
+    }
+
+    private let node: Node
+    private let ssh: SSHService
+    private let patience: ResumeLoop.Patience
+    private let log: @Sendable (String) -> Void
+    /// Lives as long as this process: tokens of an earlier one are worth nothing.
+    private let secret: [UInt8]
+    private let state = Mutex(State())
+
+    init(
+        node: Node, ssh: SSHService, patience: ResumeLoop.Patience = .init(),
+        log: @escaping @Sendable (String) -> Void
+    ) {
+        self.node = node
+        self.ssh = ssh
+        self.patience = patience
+        self.log = log
+        var random = SystemRandomNumberGenerator()
+        secret = (0..<32).map { _ in UInt8.random(in: 0...255, using: &random) }
+    }
+
+    /// Number of streams, waiting ones included.
+    var count: Int { state.withLock { $0.streams.count } }
+
+    /// Serves carriers until the listener ends.
+    func run(_ carriers: AsyncStream<IncomingStream>) async {
+        await withDiscardingTaskGroup { group in
+            for await carrier in carriers {
+                let mayGreet = state.withLock { state in
+                    guard state.greeters < Self.greeterLimit else { return false }
+                    state.greeters += 1
+                    return true
+                }
+                guard mayGreet else {
+                    carrier.reject()
+                    continue
+                }
+                group.addTask {
+                    await self.serve(carrier)
+                    self.state.withLock { $0.greeters -= 1 }
+                }
+            }
+        }
+        for stream in state.withLock({ Array($0.streams.values) }) { stream.stop() }
+    }
+
+    private func serve(_ carrier: IncomingStream) async {
+        do {
+            let number = try carrier.descriptor().release()
+            guard let greeting = await Greeter.read(from: number, within: Self.greetingLimit) else {
+                return OwnedDescriptor(taking: number).close()
+            }
+            let keys = try await keys(of: carrier.remote.ip)
+            switch greeting.kind {
+            case .new: await begin(greeting, OwnedDescriptor(taking: number), keys, carrier.remote)
+            default: resume(greeting, OwnedDescriptor(taking: number), keys)
+            }
+        } catch {
+            log("resume: carrier lost: \(error)")
+        }
+    }
+
+    /// Node keys of the peer that has this address, and our own.
+    private func keys(of address: IPAddress) async throws(NodeError) -> (client: [UInt8], agent: [UInt8]) {
+        let status = try await node.status()
+        guard let peer = status.peers.first(where: { $0.addresses.contains(address) }) else {
+            throw .noRoute(address)
+        }
+        return (peer.key.bytes, status.ownNode.key.bytes)
+    }
+
+    // MARK: New streams
+
+    private func begin(
+        _ greeting: ResumeGreeting, _ carrier: consuming OwnedDescriptor,
+        _ keys: (client: [UInt8], agent: [UInt8]), _ remote: SocketAddress
+    ) async {
+        guard count < Self.streamLimit else { return refuse(carrier, .busy) }
+        var random = SystemRandomNumberGenerator()
+        let id = ResumeID.random(using: &random)
+        let token = StreamToken(secret: secret, id: id, clientKey: keys.client, agentKey: keys.agent)
+        let number = carrier.release()
+        guard let local = await connect(greeting.port, remote) else {
+            return refuse(OwnedDescriptor(taking: number), .connectFailed)
+        }
+        do {
+            let loop = try ResumeLoop(.agent(id: id, token: token), patience: patience) { [self] event in
+                if case .ended = event { state.withLock { _ = $0.streams.removeValue(forKey: id) } }
+            }
+            state.withLock { $0.streams[id] = loop }
+            loop.give(OwnedDescriptor(taking: number), greeting: greeting)
+            do {
+                try loop.start(reading: consume local)
+            } catch {
+                state.withLock { _ = $0.streams.removeValue(forKey: id) }
+                throw error
+            }
+        } catch {
+            log("resume: \(error)")
+        }
+    }
+
+    /// SSH is served by this process, everything else by the workspace.
+    private func connect(_ port: UInt16, _ remote: SocketAddress) async -> OwnedDescriptor? {
+        guard port == 1 || port == 22 else {
+            guard port > ResumingStream.port, let socket = await LocalRelay.connect(port: port) else {
+                return nil
+            }
+            Descriptor.setNoDelay(socket.number)
+            return consume socket
+        }
+        do {
+            let pair = try Descriptor.socketPair(nonBlocking: true)
+            let (mine, theirs) = pair.release()
+            ssh.serve(OwnedDescriptor(taking: theirs), remoteAddress: remote.ip.description)
+            return OwnedDescriptor(taking: mine)
+        } catch {
+            log("resume: \(error)")
+            return nil
+        }
+    }
+
+    // MARK: Known streams
+
+    private func resume(
+        _ greeting: ResumeGreeting, _ carrier: consuming OwnedDescriptor,
+        _ keys: (client: [UInt8], agent: [UInt8])
+    ) {
+        let token = StreamToken(
+            secret: secret, id: greeting.id, clientKey: keys.client, agentKey: keys.agent)
+        let stream = state.withLock { $0.streams[greeting.id] }
+        guard token.matches(greeting.token), let stream, !stream.hasEnded else {
+            return refuse(carrier, .unknownStream)
+        }
+        stream.give(carrier, greeting: greeting)
+    }
+
+    /// Says why not, and hangs up.
+    private func refuse(_ carrier: consuming OwnedDescriptor, _ kind: ResumeGreeting.Kind) {
+        let bytes = ResumeGreeting(kind).bytes
+        bytes.withUnsafeBytes { _ = Descriptor.write(carrier.number, $0, isSocket: true) }
+    }
+}
+
+/// Reads the 80 bytes of a client's greeting without holding one of the tasks' threads.
+enum Greeter {
+    static func read(from number: Int32, within limit: UInt64) async -> ResumeGreeting? {
+        await withCheckedContinuation { continuation in
+            do {
+                try DedicatedThread(name: "greeting") {
+                    continuation.resume(returning: readNow(number, Clock.monotonicNanoseconds() &+ limit))
+                }.detach()
+            } catch {
+                continuation.resume(returning: nil)
+            }
+        }
+    }
+
+    private static func readNow(_ number: Int32, _ deadline: UInt64) -> ResumeGreeting? {
+        var bytes: [UInt8] = []
+        while bytes.count < ResumeGreeting.size {
+            let now = Clock.monotonicNanoseconds()
+            guard now < deadline, Descriptor.waitReadable(number, nanoseconds: deadline - now) else {
+                return nil
+            }
+            var buffer = [UInt8](repeating: 0, count: ResumeGreeting.size - bytes.count)
+            let result = buffer.withUnsafeMutableBytes { Descriptor.read(number, into: $0) }
+            guard case .moved(let count) = result else { return nil }
+            bytes += buffer[..<count]
+        }
+        do {
+            let greeting = try ResumeGreeting(parsing: bytes, isAnswer: false)
+            return greeting
+        } catch {
+            return nil  // not one of ours: it is hung up on
+        }
+    }
+}

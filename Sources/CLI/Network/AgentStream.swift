@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Glibc
+internal import LinuxIO
+internal import Mesh
+internal import Synchronization
+internal import Tailnet
+
+/// A stream to a port of the agent: one that outlives its connections where the agent knows how, a plain one else.
+enum AgentStream: Sendable {
+    case resuming(ResumingStream)
+    case plain(MeshStream)
+
+    var isResuming: Bool {
+        if case .resuming = self { return true }
+        return false
+    }
+
+    /// Waits until it is over, and says why when not every byte arrived.
+    func ended() async -> String? {
+        switch self {
+        case .resuming(let stream):
+            switch await stream.ended() {
+            case .finished, .reset: return nil
+            case .forgotten: return "the workspace's agent was restarted"
+            case .abandoned: return "the workspace was out of reach for too long"
+            case .refused, .notResumable: return "the workspace refused it"
+            case .failed(let error): return "\(error)"
+            }
+        case .plain(let stream):
+            switch await stream.ended() {
+            case .finished, .closed: return nil
+            case .reset: return "the workspace closed it"
+            case .timedOut: return "the workspace does not answer"
+            }
+        }
+    }
+
+    /// Ends it at once.
+    func stop() {
+        switch self {
+        case .resuming(let stream): stream.stop()
+        case .plain(let stream): stream.abort()
+        }
+    }
+
+    /// Waits a moment for the last bytes, so that the agent is not left with half a stream.
+    func settle(within limit: Duration) async {
+        guard isResuming else { return }
+        await withTaskGroup(of: Void.self) { group in
+            group.addTask { _ = await ended() }
+            group.addTask {
+                do { try await Task.sleep(for: limit) } catch { return }
+                stop()
+            }
+            await group.next()
+            group.cancelAll()
+        }
+    }
+}
+
+/// Remembers that an agent knows no resumable streams, so that it is asked once.
+final class PlainAgent: Sendable {
+    private let flag: Atomic<Bool>
+    init(_ isPlain: Bool) { flag = Atomic(isPlain) }
+    var isPlain: Bool {
+        get { flag.load(ordering: .relaxed) }
+        set { flag.store(newValue, ordering: .relaxed) }
+    }
+}
+
+extension AgentLink {
+    /// Opens a stream between `port` of the agent and local descriptors: a socket, or one to read and one to write.
+    /// Takes them over even on failure.
+    func stream(
+        to port: UInt16, local: [Int32],
+        status: @escaping @Sendable (ResumingStream.Status) -> Void = { _ in }
+    ) async throws -> AgentStream {
+        var left = local
+        do {
+            if !plainAgent.isPlain {
+                if let stream = try await ResumingStream.open(
+                    node, address, port: port, local: local, unused: &left, status: status)
+                {
+                    return .resuming(stream)
+                }
+                plainAgent.isPlain = true
+            }
+        } catch {
+            for number in left { OwnedDescriptor(taking: number).close() }
+            throw error
+        }
+        let writing = left.count > 1 ? OwnedDescriptor(taking: left[1]) : nil
+        return .plain(
+            try await node.dial(
+                SocketAddress(address, port: port), bridging: OwnedDescriptor(taking: left[0]),
+                writing: writing))
+    }
+}
+
+/// What a person sees while a connection is lost: one line at the bottom of the terminal, or, where there is none,
+/// one line when it is lost and one when it is back. Any task may call it.
+final class LossNotice: Sendable {
+    private struct State {
+        var since: UInt64?
+        /// Whether anything was said about it.
+        var isTold = false
+        var ticker: Task<Void, Never>?
+    }
+
+    private let console: Console
+    /// A terminal that a program draws on.
+    private let isScreen: Bool
+    private let state = Mutex(State())
+
+    init(_ console: Console, isScreen: Bool) {
+        self.console = console
+        self.isScreen = isScreen
+    }
+
+    func show(_ status: ResumingStream.Status) {
+        switch status {
+        case .lost:
+            state.withLock { state in
+                guard state.since == nil else { return }
+                state.since = Clock.monotonicNanoseconds()
+                state.ticker = Task { await self.tick() }
+            }
+        case .connected:
+            let lost = state.withLock { state -> UInt64? in
+                state.ticker?.cancel()
+                defer { state = State() }
+                return state.isTold ? state.since : nil
+            }
+            guard let lost else { return }
+            let seconds = Self.seconds(since: lost)
+            if isScreen {
+                console.error("\u{1b}7\u{1b}[999;1H\u{1b}[2K\u{1b}8")
+                // What was drawn over is drawn again: the session forwards this as a change of size.
+                kill(getpid(), SIGWINCH)
+            } else {
+                console.note("connection is back after \(seconds) s")
+            }
+        }
+    }
+
+    private static func seconds(since begin: UInt64) -> UInt64 {
+        (Clock.monotonicNanoseconds() - begin) / 1_000_000_000
+    }
+
+    private func tick() async {
+        // Most losses are over before anybody noticed.
+        do { try await Task.sleep(for: .milliseconds(500)) } catch { return }
+        while let since = state.withLock({ $0.since }) {
+            state.withLock { $0.isTold = true }
+            let text = "connection lost, waiting \(Self.seconds(since: since)) s…"
+            guard isScreen else {
+                return console.note("connection lost, waiting…")
+            }
+            let hint = " (Enter ~. ends it)"
+            console.error("\u{1b}7\u{1b}[999;1H\u{1b}[7m\(text)\(hint)\u{1b}[0m\u{1b}[K\u{1b}8")
+            do { try await Task.sleep(for: .seconds(1)) } catch { return }
+        }
+    }
+}
