@@ -68,6 +68,20 @@ struct Lab: Sendable {
         }
     }
 
+    /// Drops (or lets through again) every packet from and to a host.
+    func setIsolated(_ isolated: Bool, host: String) async throws {
+        _ = try await Command.run(self[host].on(["nft", "delete", "table", "inet", "isolated"]))
+        guard isolated else { return }
+        let rules = """
+            table inet isolated {
+                chain i { type filter hook input priority 0; policy accept; iifname eth0 drop; }
+                chain o { type filter hook output priority 0; policy accept; oifname eth0 drop; }
+            }
+            """
+        let outcome = try await Command.run(self[host].on(["nft", "-f", "-"]), input: Data(rules.utf8))
+        guard outcome.status == 0 else { throw LabError(what: "nft", outcome: outcome) }
+    }
+
     /// Removes the namespaces of a lab, and whatever still runs in them.
     static func demolish(prefix: String) async {
         let list = (try? await Command.run(["ip", "netns", "list"]))?.text ?? ""
