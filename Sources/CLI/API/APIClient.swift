@@ -94,7 +94,9 @@ struct APIClient: Sendable {
         try await send("POST", route, [], body)
     }
 
-    func patch(_ route: String, _ body: JSON) async throws -> JSON { try await send("PATCH", route, [], body) }
+    func patch(_ route: String, _ body: JSON) async throws -> JSON {
+        try await send("PATCH", route, [], body)
+    }
 
     func delete(_ route: String) async throws -> JSON { try await send("DELETE", route) }
 
