@@ -20,7 +20,7 @@ public struct NodeConfiguration: Sendable {
         public var streams = 16_384
         /// Bytes that all streams together hold between descriptors and peers. Windows stop growing above three
         /// quarters of it.
-        public var bufferMemory = 24 << 20
+        public var bufferMemory = 16 << 20
         /// UDP flows at once; the least recently used one goes first.
         public var flows = 1_024
         /// A UDP flow without traffic ends after this. RFC 4787 §4.3 asks for two minutes or more.
