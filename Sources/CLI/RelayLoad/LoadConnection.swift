@@ -106,7 +106,7 @@ struct RoundTrips: Sendable {
     var microseconds: [Double] = []
 
     static func run(
-        _ a: LoadConnection, _ b: LoadConnection, seconds: Double, pauseMicroseconds: UInt32 = 0
+        _ a: LoadConnection, _ b: LoadConnection, seconds: Double, pauseMilliseconds: Int32 = 0
     ) throws -> RoundTrips {
         let payload = [UInt8](repeating: 0x11, count: 64)
         let there = DERP.frame(.sendPacket, b.key.bytes, payload)
@@ -121,7 +121,7 @@ struct RoundTrips: Sendable {
             try back.withUnsafeBytes { try Descriptor.writeAll(b.descriptor, $0) }
             guard try readFrame(a.descriptor, there.count, until: end) else { break }
             result.microseconds.append(Double(Clock.monotonicNanoseconds() - begin) / 1e3)
-            if pauseMicroseconds > 0 { usleep(pauseMicroseconds) }
+            if pauseMilliseconds > 0 { poll(nil, 0, pauseMilliseconds) }
         }
         result.microseconds.sort()
         return result

@@ -72,7 +72,7 @@ enum RelayLoadCommand {
         let probe = probes ? (try await door.open(), try await door.open()) : nil
         let ends = pairs
         async let trips: RoundTrips? = Self.blocking {
-            try probe.map { try RoundTrips.run($0.0, $0.1, seconds: plan.seconds, pauseMicroseconds: 1_000) }
+            try probe.map { try RoundTrips.run($0.0, $0.1, seconds: plan.seconds, pauseMilliseconds: 1) }
         }
         let load = try await Self.blocking {
             let run = try LoadRun(plan, ends)
