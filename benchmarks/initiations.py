@@ -3,7 +3,7 @@
 """Sends valid WireGuard initiations of many peers and counts the responses: the load of `wireguard.py`'s handshakes.
 Everything is computed before the clock starts. Needs libsodium.
 
-    initiations.py HOST PORT SERVER-KEY-HEX PEERS ROUNDS IN-FLIGHT
+    initiations.py HOST PORT SERVER-KEY-HEX PEERS ROUNDS IN-FLIGHT RATE
 """
 
 import ctypes
@@ -79,7 +79,7 @@ def initiation(secret, own, static_shared, server, index, moment):
 
 def main():
     host, port, server = sys.argv[1], int(sys.argv[2]), bytes.fromhex(sys.argv[3])
-    peers, rounds, in_flight = map(int, sys.argv[4:7])
+    peers, rounds, in_flight, rate = map(int, sys.argv[4:8])
     secrets = [private_key(number) for number in range(peers)]
     publics = [public_key(secret) for secret in secrets]
     statics = [shared(secret, server) for secret in secrets]
@@ -96,10 +96,12 @@ def main():
     answered = cookies = sent = flying = 0
     begin = time.monotonic()
     while sent < len(messages) or flying > 0:
-        while sent < len(messages) and flying < in_flight:
+        while sent < len(messages) and flying < in_flight and time.monotonic() >= begin + sent / rate:
             udp.send(messages[sent])
             sent += 1
             flying += 1
+        if flying == 0:
+            continue
         try:
             kind = udp.recv(256)[0]
         except socket.timeout:
