@@ -29,14 +29,23 @@ public enum UnixService {
         guard mkdir(path, 0o755) == 0 || errno == EEXIST else { throw SystemError(call: "mkdir") }
     }
 
-    /// Removes the name.
-    public static func remove(_ path: String) { _ = unlink(path) }
-
-    /// Whether something has this name.
-    public static func exists(_ path: String) -> Bool {
+    /// Which file has this name now; nil when none has.
+    public static func file(_ path: String) -> FileIdentity? {
         var status = stat()
-        return lstat(path, &status) == 0
+        guard lstat(path, &status) == 0 else { return nil }
+        return FileIdentity(device: UInt64(status.st_dev), number: UInt64(status.st_ino))
     }
+
+    /// Removes the name if it is still that of this file.
+    public static func remove(_ path: String, ifStill file: FileIdentity?) {
+        if file != nil, self.file(path) == file { _ = unlink(path) }
+    }
+}
+
+/// A file, whatever its name.
+public struct FileIdentity: Hashable, Sendable {
+    let device: UInt64
+    let number: UInt64
 }
 
 /// Hears of it when a file is removed (`inotify(7)`).

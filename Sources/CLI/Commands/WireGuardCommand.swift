@@ -24,10 +24,12 @@ enum WireGuardCommand {
         arguments: .between(0, 1),
         options: [
             CommandOption("foreground", short: "f", .bool, help: "Stay in the foreground."),
+            // Any other word counts as error, as in wireguard-go: LOG_LEVEL may be meant for something else.
             CommandOption(
-                "log-level", env: "LOG_LEVEL", .choice(["verbose", "debug", "error", "silent"]),
-                default: "error",
-                help: "What to log: verbose and debug also say which features of the kernel are missing."),
+                "log-level", env: "LOG_LEVEL", default: "error",
+                help:
+                    "verbose (or debug), error, or silent; verbose also names missing features of the kernel."
+            ),
             CommandOption(
                 "log-file", env: "CODER_WIREGUARD_LOG_FILE",
                 help: "File for the log, appended. Default: standard error while in the foreground."),
@@ -70,10 +72,8 @@ enum WireGuardCommand {
         }
         let server: ConfigurationServer
         do {
-            let given = invocation.environment["WG_UAPI_FD"].flatMap { Int32($0) }
             server = try ConfigurationServer(
-                name: tunnel.name, tunnel: tunnel,
-                adopting: given.map { OwnedDescriptor(taking: $0) }
+                name: tunnel.name, tunnel: tunnel, adopting: givenSocket(invocation)
             ) { end.yield("the socket was removed") }
         } catch {
             tunnel.close()
@@ -92,6 +92,14 @@ enum WireGuardCommand {
         tunnel.close()
         log.detail("stopped")
         return 0
+    }
+
+    /// A listening socket that the parent opened and named by `WG_UAPI_FD`.
+    private static func givenSocket(_ invocation: Invocation) -> OwnedDescriptor? {
+        guard let text = invocation.environment["WG_UAPI_FD"], let number = Int32(text), number > 2,
+            Descriptor.kind(number) == .streamSocket
+        else { return nil }
+        return OwnedDescriptor(taking: number)
     }
 
     /// The usual causes in words.
@@ -122,6 +130,8 @@ enum WireGuardCommand {
     private static func detach(_ name: String, _ invocation: Invocation) async throws -> Int32 {
         var environment = invocation.environment
         environment[childVariable] = "1"
+        // Descriptors do not reach the child.
+        environment["WG_UAPI_FD"] = nil
         environment["LOG_LEVEL"] = invocation.values.string("log-level")
         environment["CODER_WIREGUARD_LOG_FILE"] = invocation.values.string("log-file")
         let variables = environment.map { Array("\($0.key)=\($0.value)".utf8) }

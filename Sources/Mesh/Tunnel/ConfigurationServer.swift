@@ -33,6 +33,7 @@ package final class ConfigurationServer: Sendable {
 
     /// The socket's name.
     package let path: String
+    private let file: FileIdentity?
     private let wakeUp: WakeUp
     private let thread: DedicatedThread
     private let isClosed = Mutex(false)
@@ -54,6 +55,8 @@ package final class ConfigurationServer: Sendable {
             try UnixService.makeDirectory(directory)
             socket = try UnixService.listen(onPath: path)
         }
+        // Nil when an adopted listener has no name, or another one.
+        file = UnixService.file(path)
         let box = LoopBox(
             try ServerLoop(listener: socket, path: path, tunnel: tunnel, wakeUp: wakeUp, limits: limits))
         thread = try DedicatedThread(name: "wg-config") {
@@ -71,7 +74,7 @@ package final class ConfigurationServer: Sendable {
         guard isFirst else { return }
         wakeUp.signal()
         thread.join()
-        UnixService.remove(path)
+        UnixService.remove(path, ifStill: file)
     }
 }
 
@@ -100,6 +103,7 @@ private struct ServerLoop: ~Copyable {
     private let limits: ConfigurationServer.Limits
     private let epoll: Epoll
     private let removal: RemovalWatch?
+    private let file: FileIdentity?
     private var clients: [UInt64: Client] = [:]
     private var nextToken = Token.firstClient
     private var buffer = [UInt8](repeating: 0, count: 16_384)
@@ -113,12 +117,13 @@ private struct ServerLoop: ~Copyable {
         try epoll.add(wakeUp.number, .read, token: Token.wakeUp)
         // An adopted listener may have another name, or none here: then nobody can remove it.
         var removal: RemovalWatch?
-        if UnixService.exists(path) {
+        if UnixService.file(path) != nil {
             let watch = try RemovalWatch(path: path)
             try epoll.add(watch.number, .read, token: Token.removal)
             removal = consume watch
         }
         self.removal = removal.take()
+        file = UnixService.file(path)
         self.epoll = epoll
         self.listener = listener
         self.path = path
@@ -141,7 +146,7 @@ private struct ServerLoop: ~Copyable {
                 case Token.wakeUp: return false
                 case Token.removal:
                     removal?.drain()
-                    if !UnixService.exists(path) { return true }
+                    if UnixService.file(path) != file { return true }
                 case Token.listener: accept()
                 default: serve(event.token)
                 }

@@ -88,6 +88,30 @@ final class TunnelLab: Sendable {
             }
         }
 
+        /// Keeps the interface from doing anything until a moment (of the monotonic clock), so that what waits
+        /// on both sides begins at once.
+        func hold(until end: UInt64) throws {
+            @Sendable func wait() {
+                while true {
+                    let now = Clock.monotonicNanoseconds()
+                    guard now < end else { return }
+                    usleep(UInt32(clamping: min((end - now) / 1_000, 20_000)))
+                }
+            }
+            let running = running.withLock { $0 }
+            if case .process(let id) = running { kill(id, SIGSTOP) }
+            let thread = try DedicatedThread(name: "test-hold") {
+                switch running {
+                case .nothing: break
+                case .ours(let tunnel, _): _ = tunnel.perform { _ in wait() }
+                case .process(let id):
+                    wait()
+                    kill(id, SIGCONT)
+                }
+            }
+            thread.detach()
+        }
+
         /// Counters of our device.
         func counters() -> WireGuard.Counters? {
             guard case .ours(let tunnel, _) = running.withLock({ $0 }) else { return nil }
