@@ -108,7 +108,7 @@ struct RelayRegistration: Sendable {
                     logger.warning(
                         "the server cannot be reached; relaying goes on", metadata: ["error": "\(error)"])
                 }
-                trouble(["The server was not reached \(failures) times in a row."])
+                trouble(["Registrations with the server that failed in a row: \(failures)."])
             }
         }
     }
