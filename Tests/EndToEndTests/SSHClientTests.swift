@@ -158,7 +158,8 @@ extension EndToEndTests {
             for i in $(seq 1 40); do t resize-window -x $((60 + i)) -y $((20 + i % 10)); done
             t resize-window -x 97 -y 31; t send-keys "clear; echo size \\$(stty size) end" Enter
             wait_for 'size 31 97 end'
-            t send-keys "echo go''ing; sleep 100" Enter; wait_for going; t send-keys C-c; t send-keys "echo al''ive" Enter; wait_for alive
+            t send-keys "echo go''ing; sleep 100" Enter; wait_for going
+            t send-keys C-c; t send-keys "echo al''ive" Enter; wait_for alive
             t send-keys Enter '~?'; wait_for 'Supported escape'
             t send-keys "exit" Enter
             for i in $(seq 1 100); do t has-session 2>/dev/null || { trap - EXIT; echo fine; exit 0; }; sleep 0.05; done
