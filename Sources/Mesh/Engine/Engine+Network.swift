@@ -41,6 +41,7 @@ extension Engine {
         discovery.linkChanged(now: now)
         paths.linkChanged(now: now)
         checkRelays()
+        stack.repeatNow(now)
         resolveAt = now
         if configuration.relayDialer != nil { measure() }
     }
@@ -58,8 +59,9 @@ extension Engine {
 
     // MARK: Handshakes without a way
 
-    /// A way to the peer was found: a handshake message that could not leave need not wait for its repetition.
-    mutating func retryHandshake(_ id: PeerID) {
+    /// A way to the peer was found: what could not leave need not wait for its repetition.
+    mutating func wayFound(_ id: PeerID) {
+        stack.repeatNow(now)
         guard unsentHandshakes.remove(id) != nil, let record = peers.records[Int(id.rawValue)] else { return }
         device.repeatInitiation(record.index, now: now)
     }

@@ -224,6 +224,7 @@ extension Engine {
                     }
                 case .ready:
                     link.failures = 0
+                    stack.repeatNow(now)
                 case .peerGone(let key, _):
                     paths.relayPeerGone(link.region, node: key, now: now)
                 case .pong: link.pongDeadline = .never

@@ -98,7 +98,7 @@ extension Engine {
                 }
                 answerPing(token, .ping(PingResult(latency: latency, path: path)))
             case .pingTimedOut(let token): answerPing(token, .failed(.timedOut))
-            case .chosen, .relayChanged: event.peer.map { retryHandshake($0) }
+            case .chosen, .relayChanged: event.peer.map { wayFound($0) }
             default: break
             }
             hub.notify(.pathEvent(event, peer: event.peer.flatMap { peers.name($0) }))

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Mesh
+import Testing
+
+@Suite struct NetstackRepeatTests {
+    /// The link is cut for two seconds: the pauses between repetitions have grown to more than a second. How long
+    /// after its return until everything has arrived?
+    private func secondsAfterCut(isTold: Bool) throws -> Double {
+        var run = try NetstackScenarioTests.Run(
+            seed: 5, link: LinkProfile(name: "plain", rate: 2_000_000), streams: 2, bytes: 600_000)
+        let cutAt = run.world.now + .milliseconds(100)
+        while run.world.now < cutAt, run.step(until: cutAt) {}
+        run.world.isCut = true
+        let backAt = cutAt + .seconds(2)
+        while run.world.now < backAt, run.step(until: backAt) {}
+        run.world.isCut = false
+        run.world.now = max(run.world.now, backAt)
+        if isTold {
+            run.world.a.repeatNow(run.world.now)
+            run.world.b.repeatNow(run.world.now)
+        }
+        run.finish(within: 60)
+        let isDone = run.isDone
+        #expect(isDone)
+        return run.world.now.since(backAt).inSeconds
+    }
+
+    @Test func nobodyWaitsForAGrownPauseOnceThereIsAWayAgain() throws {
+        let told = try secondsAfterCut(isTold: true)
+        let untold = try secondsAfterCut(isTold: false)
+        #expect(told + 0.5 < untold, "told \(told) s, untold \(untold) s")
+    }
+}
