@@ -13,7 +13,7 @@ import Testing
         var now = Instant(nanoseconds: 1_000_000_000)
         var ids: [ConnectionID] = []
         var lastNumbers: [UInt16: (sequence: UInt32, ack: UInt32)] = [:]
-        var out = [UInt8](repeating: 0, count: 2_048)
+        var out = [UInt8](repeating: 0, count: 100_000)
 
         init(seed: UInt64, limits: StackLimits) {
             generator = SeededGenerator(seed: seed)
@@ -69,19 +69,27 @@ import Testing
             }
         }
 
+        /// What the peer would say next.
+        private mutating func note(_ start: Int, _ length: Int) {
+            guard length >= 60, out[start + 6] == 6 else { return }
+            func at32(_ at: Int) -> UInt32 { (0..<4).reduce(0) { $0 << 8 | UInt32(out[start + at + $1]) } }
+            let port = UInt16(out[start + 42]) << 8 | UInt16(out[start + 43])
+            lastNumbers[port] = (at32(48), at32(44) &+ UInt32(length > 72 ? length - 72 : 0))
+            if out[start + 53] & 2 != 0 { lastNumbers[port] = (at32(48), at32(44) &+ 1) }
+        }
+
         mutating func collect() {
-            let moment = now
-            for _ in 0..<200 {
-                guard let packet = out.withUnsafeMutableBytes({ stack.nextPacket(into: $0, now: moment) })
-                else { return }
-                guard packet.length >= 60, out[6] == 6 else { continue }
-                func at32(_ at: Int) -> UInt32 { (0..<4).reduce(0) { $0 << 8 | UInt32(out[at + $1]) } }
-                let port = UInt16(out[42]) << 8 | UInt16(out[43])
-                // What the peer would say next.
-                lastNumbers[port] = (
-                    at32(48), at32(44) &+ UInt32(packet.length > 72 ? packet.length - 72 : 0)
-                )
-                if out[53] & 2 != 0 { lastNumbers[port] = (at32(48), at32(44) &+ 1) }
+            let (moment, limit) = (now, [1, 2, 40][pick(3)])
+            for _ in 0..<400 {
+                let burst = out.withUnsafeMutableBytes {
+                    stack.nextBurst(into: $0, layout: .plain, limit: limit, now: moment)
+                }
+                guard let burst else { return }
+                var at = 0
+                for index in 0..<burst.count {
+                    note(at, burst.length(of: index))
+                    at += burst.length(of: index)
+                }
             }
             Issue.record("the stack does not stop sending")
         }
@@ -113,7 +121,9 @@ import Testing
                 var packet = segment()
                 if pick(20) == 0 { packet[pick(packet.count)] ^= UInt8(1 + pick(255)) }
                 if pick(50) == 0 { packet.removeLast(pick(packet.count)) }
-                NetstackPacketTests.feed(&stack, packet, at: now)
+                // Half of them past the checksum, so that what is altered is read.
+                let (moment, isAuthentic) = (now, pick(2) == 0)
+                packet.withUnsafeBytes { stack.receive($0, isAuthentic: isAuthentic, now: moment) }
                 act()
                 if pick(2) == 0 { collect() }
                 now =
@@ -150,6 +160,68 @@ import Testing
         }
         #expect(storm.stack.connectionCount == 0, "seed \(seed)")
         #expect(storm.stack.bufferBytes == 0, "seed \(seed)")
+    }
+
+    /// One packet of every kind that is read, whole and right.
+    static let kinds: [[UInt8]] = {
+        let (us, peer) = (NetstackPacketTests.us, NetstackPacketTests.peer)
+        let (us4, peer4) = (NetstackPacketTests.us4, IPAddress("100.64.0.77")!)
+        let tcp: [UInt8] =
+            [0x12, 0x34, 0, 22, 0, 0, 0, 9, 0, 0, 0, 0, 0xa0, 2, 0xff, 0xff, 0, 0, 0, 0, 2, 4, 4, 0xc4]
+            + [4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7]
+        let udp: [UInt8] = [0, 99, 0, 53, 0, 12, 0, 0, 1, 2, 3, 4]
+        let echo: [UInt8] = [128, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+        let quoted = WirePacket.ip6(source: us, destination: peer, kind: 6, tcp, checksumAt: 16)
+        let quoted4 = WirePacket.ip4(source: us4, destination: peer4, kind: 6, tcp, checksumAt: 16)
+        let tooBig: [UInt8] = [2, 0, 0, 0, 0, 0, 5, 0] + quoted
+        let unreachable: [UInt8] = [3, 4, 0, 0, 0, 0, 5, 0] + quoted4
+        let chain: [UInt8] =
+            [60, 0, 1, 4, 0, 0, 0, 0] + [43, 0, 1, 4, 0, 0, 0, 0] + [44, 0, 0, 0, 0, 0, 0, 0]
+            + [6, 0, 0, 0, 0, 0, 0, 1] + tcp
+        return [
+            WirePacket.ip6(source: peer, destination: us, kind: 6, tcp, checksumAt: 16),
+            WirePacket.ip4(source: peer4, destination: us4, kind: 6, tcp, checksumAt: 16),
+            WirePacket.ip6(source: peer, destination: us, kind: 17, udp, checksumAt: 6),
+            WirePacket.ip4(source: peer4, destination: us4, kind: 17, udp, checksumAt: 6),
+            WirePacket.ip6(source: peer, destination: us, kind: 58, echo, checksumAt: 2),
+            WirePacket.ip6(source: peer, destination: us, kind: 58, tooBig, checksumAt: 2),
+            WirePacket.ip4(source: peer4, destination: us4, kind: 1, unreachable, checksumAt: 2),
+            WirePacket.ip6(source: peer, destination: us, kind: 0, chain, checksumAt: nil),
+            WirePacket.ip6(
+                source: peer, destination: us, kind: 99, [0x70, 1, 2, 3, 4, 5, 6, 7, 8], checksumAt: nil),
+        ]
+    }()
+
+    @Test(arguments: NetstackSimulationCampaign.seeds) func alteredPacketsOfEveryKind(seed: UInt64) {
+        var generator = SeededGenerator(seed: seed)
+        func pick(_ count: Int) -> Int { Int.random(in: 0..<count, using: &generator) }
+        var stack = NetstackPacketTests.makeStack()
+        stack.listenAny()
+        stack.bindAnyUDP()
+        var now = Instant(nanoseconds: 1_000_000_000)
+        for _ in 0..<2_000 {
+            var packet = Self.kinds[pick(Self.kinds.count)]
+            for _ in 0..<pick(4) { packet[pick(packet.count)] = UInt8(pick(256)) }
+            if pick(4) == 0 { packet.removeLast(pick(packet.count)) }
+            if packet.count > 20, packet[0] >> 4 == 4, pick(2) == 0 {
+                // The header's own checksum, made right again.
+                packet[10] = 0
+                packet[11] = 0
+                let length = min(max(Int(packet[0] & 15) * 4, 20), packet.count)
+                let check = ~WirePacket.sum(Array(packet[..<length]))
+                packet[10] = UInt8(check >> 8)
+                packet[11] = UInt8(check & 255)
+            }
+            let (moment, isAuthentic) = (now, pick(2) == 0)
+            packet.withUnsafeBytes { stack.receive($0, isAuthentic: isAuthentic, now: moment) }
+            if pick(20) == 0 {
+                _ = NetstackPacketTests.output(&stack, at: now)
+                while stack.nextEvent() != nil {}
+                now = now + .milliseconds(UInt64(pick(3_000)))
+                if stack.nextDeadline <= now { stack.handleTimeout(now) }
+            }
+        }
+        #expect(stack.counters.packetsReceived == 2_000)
     }
 
     @Test(arguments: UInt64(1)...4) func randomBytesAreCounted(seed: UInt64) {

@@ -13,7 +13,7 @@ import Testing
 
         init(
             seed: UInt64, link: LinkProfile, streams: Int, bytes: Int, mtu: Int = 1_280,
-            limits: StackLimits = StackLimits()
+            limits: StackLimits = StackLimits(), isV6: Bool = true
         ) throws {
             world = NetstackSimulation(seed: seed, link: link, mtu: mtu, limits: limits)
             world.b.listenAny()
@@ -21,7 +21,8 @@ import Testing
                 var client = StreamEnd(salt: 1, total: bytes)
                 let port = UInt16(1_000 + index)
                 client.id = try world.a.connect(
-                    to: SocketAddress(NetstackSimulation.b6, port: port), now: world.now)
+                    to: SocketAddress(isV6 ? NetstackSimulation.b6 : NetstackSimulation.b4, port: port),
+                    now: world.now)
                 clients.append(client)
                 servers.append(StreamEnd(salt: 7, total: bytes / 2))
             }
@@ -57,6 +58,14 @@ import Testing
         mutating func finish(within seconds: UInt64) {
             let limit = world.now + .seconds(seconds)
             while !isDone, step(until: limit) {}
+        }
+
+        /// Streams of which something is missing or wrong.
+        func mismatches(_ bytes: Int) -> Int {
+            zip(clients, servers).filter { client, server in
+                server.read != bytes || client.read != bytes / 2 || client.mismatches + server.mismatches > 0
+                    || client.closed != .done || server.closed != .done
+            }.count
         }
 
         func check(_ bytes: Int, _ note: String) {

@@ -58,6 +58,35 @@ extension NetstackScriptTests {
                 .expect(S(flags: "A", sequence: 1_221, length: 1_220)), .silence,
             ]
         },
+        Script(name: "the first two duplicate ACKs let new segments out (RFC 3042)") {
+            accepted(sack: false, rtt: .milliseconds(100)) + [.write(15_860)]
+                + (0..<10).map { .expect(S(flags: "A", sequence: 1 + $0 * 1_220, length: 1_220)) } + [
+                    .silence, .wait(.milliseconds(10)),
+                    .send(S(flags: "A", sequence: 1, ack: 1)),
+                    .expect(S(flags: "A", sequence: 12_201, length: 1_220)), .silence,
+                    .send(S(flags: "A", sequence: 1, ack: 1)),
+                    .expect(S(flags: "A", sequence: 13_421, length: 1_220)), .silence,
+                    .send(S(flags: "A", sequence: 1, ack: 1)),
+                    .expect(S(flags: "A", sequence: 1, length: 1_220)),
+                ]
+        },
+        Script(name: "a repetition that was needless is taken back (RFC 3708)") {
+            accepted(rtt: .milliseconds(100)) + [
+                .write(6_100),
+                .expect(S(flags: "A", sequence: 1, length: 1_220)),
+                .expect(S(flags: "A", sequence: 1_221, length: 1_220)),
+                .expect(S(flags: "A", sequence: 2_441, length: 1_220)),
+                .expect(S(flags: "A", sequence: 3_661, length: 1_220)),
+                .expect(S(flags: "PA", sequence: 4_881, length: 1_220)), .wait(.milliseconds(10)),
+                .send(S(flags: "A", sequence: 1, ack: 1, sacks: [1_221..<4_881])),
+                .expect(S(flags: "A", sequence: 1, length: 1_220)), .silence,
+                .send(S(flags: "A", sequence: 1, ack: 6_101, sacks: [1..<1_221])), .silence,
+                .write(15_860),
+            ]
+                // All ten segments of the window as it was before.
+                + (0..<10).map { .expect(S(flags: "A", sequence: 6_101 + $0 * 1_220, length: 1_220)) }
+                + [.silence]
+        },
         Script(name: "no Nagle") {
             accepted() + [
                 .write(1), .expect(S(flags: "PA", sequence: 1, length: 1)),
@@ -72,6 +101,13 @@ extension NetstackScriptTests {
     ]
 
     static let closing = [
+        Script(name: "a FIN is repeated until it is acknowledged") {
+            accepted() + [
+                .shutdown, .expect(S(flags: "FA", sequence: 1, ack: 1)), .wait(.milliseconds(250)),
+                .expect(S(flags: "FA", sequence: 1, ack: 1)), .silence,
+                .send(S(flags: "A", sequence: 1, ack: 2)), .wait(.seconds(5)), .silence,
+            ]
+        },
         Script(name: "we close first") {
             accepted() + [
                 .write(3), .shutdown, .expect(S(flags: "FPA", sequence: 1, ack: 1, length: 3)),

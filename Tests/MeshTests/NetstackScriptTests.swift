@@ -109,6 +109,15 @@ func accepted(
                 .event(.closed(.refused)), .silence,
             ]
         },
+        Script(name: "the SYN-ACK again: our ACK was lost", opens: true) {
+            [
+                .expect(S(flags: "S", sequence: 0)),
+                .send(S(flags: "SA", sequence: 0, ack: 1, mss: 1_220)), .event(.connected),
+                .expect(S(flags: "A", sequence: 1, ack: 1)),
+                .send(S(flags: "SA", sequence: 0, ack: 1, mss: 1_220)),
+                .expect(S(flags: "A", sequence: 1, ack: 1)), .silence, .noEvent,
+            ]
+        },
         Script(name: "both open at once", opens: true) {
             [
                 .expect(S(flags: "S", sequence: 0)), .send(S(flags: "S", sequence: 0, mss: 1_220)),
@@ -250,6 +259,19 @@ func accepted(
                     .expect(S(flags: "A", sequence: 1, ack: 18)), .silence,
                     .send(S(flags: "PA", sequence: 18, ack: 1, length: 1)), .write(2),
                     .expect(S(flags: "PA", sequence: 1, ack: 19, length: 2)), .silence,
+                ]
+        },
+        Script(name: "every second segment is acknowledged when segments become smaller") {
+            accepted()
+                + (0..<16).flatMap { index -> [ScriptStep] in
+                    [
+                        .send(S(flags: "A", sequence: 1 + index * 1_220, ack: 1, length: 1_220)),
+                        .expect(S(flags: "A", sequence: 1, ack: 1_221 + index * 1_220)),
+                    ]
+                } + [
+                    .send(S(flags: "A", sequence: 19_521, ack: 1, length: 600)), .silence,
+                    .send(S(flags: "A", sequence: 20_121, ack: 1, length: 600)),
+                    .expect(S(flags: "A", sequence: 1, ack: 20_721)), .silence,
                 ]
         },
         Script(name: "bytes beyond the window are cut off") {

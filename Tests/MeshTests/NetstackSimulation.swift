@@ -19,6 +19,8 @@ struct LinkProfile: Sendable, CustomStringConvertible {
     var mtu = 65_535
     /// Says so (ICMPv6 packet too big) when they do.
     var answersTooBig = false
+    /// The sender waits for the rate, as an engine waits for its socket, instead of overrunning the queue.
+    var isPaced = false
 
     var description: String { name }
 }
@@ -30,6 +32,7 @@ struct NetstackSimulation: ~Copyable {
         var order: UInt64
         var toB: Bool
         var bytes: [UInt8]
+        var isAltered = false
     }
 
     var now = Instant(nanoseconds: 1_000_000_000)
@@ -43,6 +46,11 @@ struct NetstackSimulation: ~Copyable {
     var dropped = 0
     var delivered = 0
     var isCut = false
+    var bytesCarried = 0
+    var faults = FaultCounts()
+    var checker = SegmentChecker()
+    /// Packet lengths of the burst at hand.
+    private var memory = [UInt8](repeating: 0, count: 128 << 10)
 
     static let a4 = IPAddress("100.64.0.1")!
     static let b4 = IPAddress("100.64.0.2")!
@@ -62,19 +70,28 @@ struct NetstackSimulation: ~Copyable {
 
     /// Puts a packet on the link.
     mutating func transmit(_ packet: [UInt8], toB: Bool) {
-        if packet.count > link.mtu, link.answersTooBig, packet[0] >> 4 == 6 {
-            answerTooBig(packet, toB: toB)
+        checker.check(packet, now: now)
+        bytesCarried += packet.count
+        if packet.count > link.mtu {
+            faults.tooBig += 1
+            if link.answersTooBig, packet[0] >> 4 == 6 { answerTooBig(packet, toB: toB) }
         }
         guard !isCut, packet.count <= link.mtu, !chance(link.loss) else {
+            faults.lost += 1
             dropped += 1
             return
         }
         var copies = [packet]
-        if chance(link.duplication) { copies.append(packet) }
+        if chance(link.duplication) {
+            faults.duplicated += 1
+            copies.append(packet)
+        }
         for var copy in copies {
-            if chance(link.corruption) {
+            let isAltered = chance(link.corruption)
+            if isAltered {
                 let bit = Int.random(in: 0..<copy.count * 8, using: &generator)
                 copy[bit / 8] ^= 1 << UInt8(bit % 8)
+                faults.corrupted += 1
             }
             var due = now + link.latency
             if let rate = link.rate {
@@ -82,6 +99,7 @@ struct NetstackSimulation: ~Copyable {
                 let start = max(now, busyUntil[lane])
                 guard start.since(now).inSeconds * Double(rate) < Double(link.queue) else {
                     dropped += 1
+                    faults.overrun += 1
                     continue
                 }
                 busyUntil[lane] = start + Interval(nanoseconds: UInt64(copy.count) * 1_000_000_000 / rate)
@@ -89,9 +107,10 @@ struct NetstackSimulation: ~Copyable {
             }
             if chance(link.reordering) {
                 due = due + Interval(nanoseconds: UInt64.random(in: 0..<20_000_000, using: &generator))
+                faults.reordered += 1
             }
             order += 1
-            push(Flight(due: due, order: order, toB: toB, bytes: copy))
+            push(Flight(due: due, order: order, toB: toB, bytes: copy, isAltered: isAltered))
         }
     }
 
@@ -111,16 +130,36 @@ struct NetstackSimulation: ~Copyable {
         flights.insert(flight, at: at)
     }
 
-    /// Takes everything the stacks have to say.
+    /// Takes everything the stacks have to say, as far as the link's pace lets it.
     mutating func drain() {
-        var memory = [UInt8](repeating: 0, count: 65_536)
+        while mayTransmit(toB: true), pull(toB: true) {}
+        while mayTransmit(toB: false), pull(toB: false) {}
+    }
+
+    private func mayTransmit(toB: Bool) -> Bool { !link.isPaced || busyUntil[toB ? 0 : 1] <= now }
+
+    /// One burst, laid out in one of several ways, so that none of them is special.
+    private mutating func pull(toB: Bool) -> Bool {
+        let limit = link.isPaced ? 1 : [1, 2, 7, 64][Int.random(in: 0..<4, using: &generator)]
+        let layouts = [
+            BurstLayout.plain, BurstLayout(head: 16, tail: 16, alignment: 16, paddedLimit: 1_280),
+            BurstLayout(head: 3, tail: 0, alignment: 4, paddedLimit: 9_000),
+        ]
+        let layout = layouts[Int.random(in: 0..<3, using: &generator)]
         let moment = now
-        while let packet = memory.withUnsafeMutableBytes({ a.nextPacket(into: $0, now: moment) }) {
-            transmit(Array(memory[..<packet.length]), toB: true)
+        let burst = memory.withUnsafeMutableBytes {
+            toB
+                ? a.nextBurst(into: $0, layout: layout, limit: limit, now: moment)
+                : b.nextBurst(into: $0, layout: layout, limit: limit, now: moment)
         }
-        while let packet = memory.withUnsafeMutableBytes({ b.nextPacket(into: $0, now: moment) }) {
-            transmit(Array(memory[..<packet.length]), toB: false)
+        guard let burst else { return false }
+        var at = layout.head
+        for index in 0..<burst.count {
+            let length = burst.length(of: index)
+            transmit(Array(memory[at..<at + length]), toB: toB)
+            at += layout.stride(length)
         }
+        return true
     }
 
     /// Goes to the next thing that happens. False when nothing ever will before `limit`.
@@ -128,6 +167,8 @@ struct NetstackSimulation: ~Copyable {
         drain()
         var next = min(a.nextDeadline, b.nextDeadline)
         if let first = flights.first { next = min(next, first.due) }
+        if link.isPaced, a.hasOutput { next = min(next, busyUntil[0]) }
+        if link.isPaced, b.hasOutput { next = min(next, busyUntil[1]) }
         guard next <= limit else { return false }
         now = max(now, next)
         var count = 0
@@ -135,8 +176,14 @@ struct NetstackSimulation: ~Copyable {
             let flight = flights[count]
             count += 1
             delivered += 1
+            // Behind a seal nothing can be corrupted: then the checksum need not be looked at.
+            let isAuthentic = !flight.isAltered && count % 2 == 0
             flight.bytes.withUnsafeBytes {
-                if flight.toB { b.receive($0, now: now) } else { a.receive($0, now: now) }
+                if flight.toB {
+                    b.receive($0, isAuthentic: isAuthentic, now: now)
+                } else {
+                    a.receive($0, isAuthentic: isAuthentic, now: now)
+                }
             }
         }
         flights.removeFirst(count)

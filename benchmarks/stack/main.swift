@@ -116,6 +116,70 @@ func run(streams: Int, mtu: Int, isV6: Bool, bytes: Int, burst: Int) throws -> P
     return phases
 }
 
+func residentBytes() -> Int {
+    guard let file = fopen("/proc/self/statm", "r") else { return 0 }
+    defer { fclose(file) }
+    var line = [CChar](repeating: 0, count: 128)
+    guard fgets(&line, 128, file) != nil else { return 0 }
+    let text = String(decoding: line.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    return (text.split(separator: " ").dropFirst().first.flatMap { Int($0) } ?? 0) * 4_096
+}
+
+/// Resident bytes of one end of a connection that carried a request and an answer and is silent since.
+func idle(_ count: Int) throws -> Int {
+    let a = IPAddress("fd7a::1")!
+    let b = IPAddress("fd7a::2")!
+    let before = residentBytes()
+    var left = Stack(addresses: [a], seed: 1)
+    var right = Stack(addresses: [b], seed: 2)
+    right.listenAny()
+    var now = Instant(nanoseconds: 1_000_000_000)
+    var wire = Wire()
+    func exchange(_ left: inout Stack, _ right: inout Stack) {
+        for _ in 0..<6 {
+            now = now + .microseconds(50)
+            wire.take(from: &left, now: now, limit: 4_000)
+            wire.give(to: &right, now: now)
+            wire.take(from: &right, now: now, limit: 4_000)
+            wire.give(to: &left, now: now)
+        }
+    }
+    func answer(_ stack: inout Stack, _ answers: Bool) {
+        while let event = stack.nextEvent() {
+            if case .readable(let id) = event {
+                let count = stack.read(id, now: now) { $0.count }
+                if answers { _ = stack.write(id, limit: count) { $0.count } }
+            }
+        }
+    }
+    for index in 0..<count {
+        let id = try left.connect(to: SocketAddress(b, port: UInt16(1 + index % 60_000)), now: now)
+        _ = left.write(id, limit: 64) { $0.count }
+        guard index % 100 == 99 else { continue }
+        exchange(&left, &right)
+        answer(&right, true)
+        exchange(&left, &right)
+        answer(&left, false)
+    }
+    exchange(&left, &right)
+    answer(&right, true)
+    exchange(&left, &right)
+    answer(&left, false)
+    for _ in 0..<40 {
+        now = now + .milliseconds(100)
+        left.handleTimeout(now)
+        right.handleTimeout(now)
+        exchange(&left, &right)
+        answer(&right, true)
+        answer(&left, false)
+    }
+    let grown = residentBytes() - before
+    precondition(left.connectionCount == count && right.connectionCount == count)
+    precondition(
+        left.bufferBytes == 0 && right.bufferBytes == 0, "buffers of silent connections are given back")
+    return grown / (2 * count)
+}
+
 let total = (CommandLine.arguments.dropFirst().first.flatMap { Int($0) } ?? 1_024) << 20
 var rows: [String] = []
 func pad(_ text: String, _ width: Int) -> String {
@@ -144,6 +208,9 @@ where only.map { $0 == streams * 10_000 + mtu } ?? true {
             + "\(fixed(Double(sum) / Double(phases.segments))), \"send_ns\": \(each[1]), \"receive_ns\": \(each[2]), "
             + "\"gbit_per_s\": \(fixed(rate))}")
 }
+let idleBytes = try idle(10_000)
+print("10,000 idle connections that spoke once: \(idleBytes) bytes resident per end")
+rows.append("{\"idle_bytes_per_connection\": \(idleBytes)}")
 if let path = CommandLine.arguments.dropFirst(2).first, let file = fopen(path, "w") {
     fputs("[\(rows.joined(separator: ",\n "))]\n", file)
     fclose(file)

@@ -46,6 +46,14 @@ package struct OutgoingBurst: Hashable, Sendable {
     package var lastLength: Int
     package var destination: IPAddress
 
+    /// From its parts.
+    package init(count: Int, length: Int, lastLength: Int, destination: IPAddress) {
+        self.count = count
+        self.length = length
+        self.lastLength = lastLength
+        self.destination = destination
+    }
+
     /// Length of packet `index`.
     @inline(__always) package func length(of index: Int) -> Int { index == count - 1 ? lastLength : length }
 

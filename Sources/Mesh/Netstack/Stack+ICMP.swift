@@ -118,14 +118,22 @@ extension Stack {
             isV4 ? IPAddress(v4: quoted.u32(16)) : IPAddress(high: quoted.u64(24), low: quoted.u64(32))
         let local = SocketAddress(source, port: quoted.u16(size))
         let remote = SocketAddress(target, port: quoted.u16(size + 2))
-        guard let slot = flows.find(local, remote) else { return }
         let sequence = SequenceNumber(quoted.u32(size + 4))
-        guard sequence >= connections[slot].unacknowledged, sequence < connections[slot].sendNext else {
+        guard let slot = flows.find(local, remote), sequence >= connections[slot].unacknowledged,
+            sequence < connections[slot].sendNext
+        else {
+            context.counters.icmpErrorsIgnored += 1
             return
         }
         let tooBig = isV4 ? message.u8(0) == 3 && message.u8(1) == 4 : message.u8(0) == 2
         if tooBig {
-            let limit = isV4 ? Int(message.u16(6)) : Int(message.u32(4))
+            let limit = isV4 ? Int(message.u16(6)) : Int(truncatingIfNeeded: message.u32(4))
+            // Too big for what? It must be smaller than the packet that it complains about.
+            let complainedOf = isV4 ? Int(quoted.u16(2)) : IPHeader.v6Size + Int(quoted.u16(4))
+            guard limit < complainedOf, complainedOf <= connections[slot].pathMTU else {
+                context.counters.icmpErrorsIgnored += 1
+                return
+            }
             connections[slot].lowerPathMTU(limit, &context)
         } else if connections[slot].state == .synSent || connections[slot].state == .synReceived {
             connections[slot].die(.unreachable, &context)
@@ -191,13 +199,19 @@ extension Stack {
 }
 
 extension Connection {
+    /// Cuts segments for packets of `bytes` from now on. What is on its way is left to loss recovery, which cuts
+    /// what it repeats anew.
+    mutating func setPathMTU(_ bytes: Int) {
+        // RFC 791 §3.2, RFC 8200 §5: what each link must carry.
+        pathMTU = max(bytes, local.ip.isV4 ? 576 : 1_280)
+        updateSegmentSize()
+    }
+
     /// A router on the way takes only packets of `limit` bytes. Never below what each link must carry.
     mutating func lowerPathMTU(_ limit: Int, _ context: inout StackContext) {
-        let floor = local.ip.isV4 ? 576 : 1_280
-        let next = max(limit, floor)
-        guard next < pathMTU else { return }
-        pathMTU = next
-        updateSegmentSize()
+        let before = pathMTU
+        if limit < pathMTU { setPathMTU(limit) }
+        guard pathMTU < before else { return }
         // What was too big did not arrive.
         _ = sent.markLost { _ in true }
         wantsOutput(&context)

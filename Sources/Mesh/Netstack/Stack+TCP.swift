@@ -53,6 +53,9 @@ extension Stack {
     private mutating func open(_ slot: UInt32, local: SocketAddress, remote: SocketAddress, now: Instant) {
         let number = hash.hash(local, remote, purpose: Self.initialSequencePurpose)
         connections[slot].prepare(local: local, remote: remote, hash: number, now: now, &context)
+        if !pathMTUs.isEmpty, let size = pathMTUs[remote.ip] {
+            connections[slot].setPathMTU(min(size, context.mtu))
+        }
         flows.insert(local, remote, slot: slot)
     }
 

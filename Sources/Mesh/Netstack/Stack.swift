@@ -27,6 +27,8 @@ package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the m
     var repliesLeft = 0
     var packetTurn = true
     var expected = ExpectedFlow()
+    /// Paths that are known to take less than the MTU.
+    var pathMTUs: [IPAddress: Int] = [:]
     /// Names our echo requests.
     let echoIdentifier: UInt16
 
@@ -67,6 +69,22 @@ package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the m
     package mutating func setMTU(_ mtu: Int) {
         precondition(mtu >= 576 && mtu <= 65_535, "MTU out of range")
         context.mtu = mtu
+    }
+
+    /// Largest packet that the path to `destination` was found to carry, or nil when that is no longer known: new
+    /// connections offer segments of this size, existing ones cut theirs to it at once, down or up (the upper
+    /// layer's part of RFC 8899). Never below what IPv4 or IPv6 demand of a link, nor above the MTU.
+    package mutating func setPathMTU(_ bytes: Int?, to destination: IPAddress) {
+        if let bytes, pathMTUs[destination] != nil || pathMTUs.count < context.limits.pathMTUs {
+            pathMTUs[destination] = bytes
+        } else {
+            pathMTUs[destination] = nil
+        }
+        let size = min(bytes ?? .max, context.mtu)
+        for slot in 0..<UInt32(truncatingIfNeeded: connections.capacity)
+        where connections[slot].remote.ip == destination && connections[slot].state != .closed {
+            connections[slot].setPathMTU(size)
+        }
     }
 
     /// The own address that packets to `destination` come from: the first of its family.
@@ -116,9 +134,13 @@ package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the m
         if packetTurn, let packet = queuedPacket(out, layout) { return packet }
         while let slot = context.fresh.first ?? context.backlog.first {
             let isFresh = context.fresh.first != nil
-            if connections[slot].deficit <= 0 { connections[slot].deficit = Self.quantum }
+            let wasParked = connections[slot].isParked
+            if !isFresh { connections[slot].isParked = false }
+            if connections[slot].deficit <= 0 || wasParked && !isFresh {
+                connections[slot].deficit = Self.quantum
+            }
             let burst = output(slot, out, layout, limit, now)
-            takeTurn(slot, isFresh: isFresh, hadOutput: burst != nil)
+            takeTurn(slot, isFresh: isFresh, wasParked: wasParked, hadOutput: burst != nil)
             settle(slot)
             if let burst {
                 context.counters.packetsSent += UInt64(burst.count)
@@ -155,13 +177,17 @@ package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the m
         return OutgoingBurst(count: 1, length: size, lastLength: size, destination: destination)
     }
 
-    /// Deficit round robin with new flows first, as FQ-CoDel (RFC 8290 §4.1): who leaves the new ones waits behind
-    /// the old ones once, so that a bulk sender that pauses for acknowledgements does not pass as new each time.
+    /// Deficit round robin with new flows first, as FQ-CoDel (RFC 8290 §4.1): who runs out of bytes stands behind
+    /// the others once, so that a bulk sender that pauses for acknowledgements does not pass as new each time.
+    /// While it stands there it may come first again until its share of the round is used up: a keystroke does not
+    /// wait for the round of a hundred others.
     @inline(__always)
-    private mutating func takeTurn(_ slot: UInt32, isFresh: Bool, hadOutput: Bool) {
+    private mutating func takeTurn(_ slot: UInt32, isFresh: Bool, wasParked: Bool, hadOutput: Bool) {
         guard !hadOutput || connections[slot].deficit <= 0 else { return }
         if isFresh { context.fresh.popFirst() } else { context.backlog.popFirst() }
-        if hadOutput || isFresh && !context.backlog.isEmpty {
+        let parks = !hadOutput && !context.backlog.isEmpty && (isFresh || !wasParked)
+        connections[slot].isParked = parks
+        if hadOutput || parks {
             context.backlog.append(slot)
         } else {
             connections[slot].deficit = 0

@@ -9,9 +9,10 @@ package struct StackLimits: Sendable {
     /// bound does instead of SYN cookies. Full: the SYN is dropped, the peer repeats it a second later.
     package var halfOpenConnections = 512
     /// Connections handed out but not yet taken by `nextEvent`, implied by `connections`.
-    /// Bytes of send and receive buffers of all connections together. Above three quarters windows stop
-    /// growing; at the limit data that arrives unasked-for is dropped and must be repeated.
-    package var bufferMemory = 128 << 20
+    /// Bytes of send and receive buffers of all connections together: with it a busy node stays below 40 MB. One
+    /// buffer takes at most half of what is left, so that n busy ones have one part in n + 2 each; at the limit
+    /// data that arrives unasked-for is dropped and must be repeated.
+    package var bufferMemory = 24 << 20
     /// Largest send buffer of one connection: 4 MiB is 335 Mbit/s at 100 ms.
     package var sendBuffer = 4 << 20
     /// Largest receive buffer of one connection, and with it the window and its scale.
@@ -35,6 +36,9 @@ package struct StackLimits: Sendable {
     package var unsolicitedRepliesPerSecond = 500
     /// Challenge ACKs of one connection per second (RFC 5961 §7).
     package var challengeACKsPerSecond = 10
+    /// Destinations whose path MTU is remembered: one per peer, and there are fewer peers than that. Full: only
+    /// the connections that exist learn it.
+    package var pathMTUs = 1_024
     /// IPv6 extension headers in front of the payload; real packets have at most two.
     package var extensionHeaders = 8
 
@@ -100,6 +104,8 @@ package struct StackCounters: Hashable, Sendable {
     package var tsmpPongs: UInt64 = 0
     package var tsmpRejects: UInt64 = 0
     package var icmpErrorsReceived: UInt64 = 0
+    /// Errors that quote nothing of ours that is outstanding (RFC 5927).
+    package var icmpErrorsIgnored: UInt64 = 0
 
     /// All zero.
     package init() {}

@@ -126,7 +126,7 @@ extension Connection {
     ) {
         let ack = segment.acknowledgement
         var delivery = Delivery(self, segment, now)
-        let sawDuplicate = segment.sackCount > 0 && takeSACKs(segment, &delivery, context.limits.sentRanges)
+        let sawDuplicate = segment.sackCount > 0 && takeSACKs(segment, &delivery, &context)
         let progress = ack > unacknowledged
         let acknowledged = progress ? ack - unacknowledged : 0
         if progress { advance(to: ack, &delivery, now, &context) }
@@ -146,8 +146,9 @@ extension Connection {
 
     /// Marks what SACK reports. Returns whether the peer got something twice (RFC 2883).
     private mutating func takeSACKs(
-        _ segment: Segment, _ delivery: inout Delivery, _ limit: Int
+        _ segment: Segment, _ delivery: inout Delivery, _ context: inout StackContext
     ) -> Bool {
+        let limit = context.limits.sentRanges
         guard usesSACK else { return false }
         var sawDuplicate = false
         for index in 0..<segment.sackCount {
@@ -155,6 +156,7 @@ extension Connection {
             guard block.start < block.end, block.end <= sendNext else { continue }
             if index == 0, isDuplicate(block, segment) {
                 sawDuplicate = true
+                countDuplicate(block, &context)
                 continue
             }
             guard block.start >= unacknowledged, block.end > segment.acknowledgement else { continue }

@@ -62,7 +62,9 @@ extension Connection {
     }
 
     mutating func rememberForUndo(_ now: Instant) {
-        if usesTimestamps { undo = Undo(cubic: cubic, timestamp: timestampNow(now)) }
+        guard usesTimestamps || usesSACK else { return }
+        let stamp = usesTimestamps ? timestampNow(now) : nil
+        undo = Undo(cubic: cubic, timestamp: stamp, start: unacknowledged)
     }
 
     /// RFC 9937 §6: as much leaves as is delivered, in proportion to the reduction.
@@ -87,7 +89,8 @@ extension Connection {
     mutating func endRecovery() {
         if phase == .recovery { cubic.setWindow(cubic.threshold, segmentSize) }
         phase = .open
-        undo = nil
+        // Reports of duplicates may still come.
+        if !usesSACK || undo?.repeated == 0 { undo = nil }
         duplicateACKs = 0
         if reorderWindowRounds > 0 {
             reorderWindowRounds -= 1
@@ -98,11 +101,23 @@ extension Connection {
     /// Eifel (RFC 3522): the acknowledgement echoes a segment older than our first retransmission, so the
     /// original had arrived and the loss was imagined.
     mutating func considerUndo(_ segment: Segment, _ now: Instant, _ context: inout StackContext) {
-        guard phase != .open, let undo, segment.hasTimestamp,
-            Int32(bitPattern: segment.timestampEcho &- undo.timestamp) < 0
+        guard phase != .open, let undo, let stamp = undo.timestamp, segment.hasTimestamp,
+            Int32(bitPattern: segment.timestampEcho &- stamp) < 0
         else { return }
+        takeBack(undo, &context)
+    }
+
+    /// D-SACK (RFC 3708): when everything that was repeated turns out to have arrived twice, nothing was lost.
+    mutating func countDuplicate(_ block: SACKBlock, _ context: inout StackContext) {
+        guard let undo, undo.repeated > 0, block.end > undo.start, block.end <= sendNext else { return }
+        let segments = (max(block.end - block.start, 1) + segmentSize - 1) / segmentSize
+        self.undo?.repeated = max(undo.repeated - segments, 0)
+        if segments >= undo.repeated { takeBack(undo, &context) }
+    }
+
+    private mutating func takeBack(_ undo: Undo, _ context: inout StackContext) {
         context.counters.undoneRecoveries += 1
-        cubic = undo.cubic
+        if undo.cubic.window > cubic.window { cubic = undo.cubic }
         self.undo = nil
         phase = .open
         reorderingSeen = true

@@ -23,7 +23,7 @@ extension Connection {
         rackForward = initialSend
         pathMTU = context.mtu
         sendTarget = context.limits.initialBuffer
-        receiveTarget = context.limits.initialBuffer
+        receiveTarget = min(context.limits.initialBuffer, context.limits.receiveBuffer)
         receiveShift = Self.shift(for: context.limits.receiveBuffer)
         lastReceived = now
         retransmitBase = now

@@ -49,6 +49,7 @@ extension Connection {
         let plan = repetition(of: range.start, size)
         sent.retransmitted(range.start, size, now: now)
         prrOut += size
+        undo?.repeated += 1
         context.counters.retransmissions += 1
         let written = write(plan, out, now, &context)
         armSendTimerUnlessDeciding(now)
@@ -157,7 +158,7 @@ extension Connection {
         let ipSize = IPHeader.size(isV4: local.ip.isV4)
         let isReply = state == .synReceived
         var at = ipSize + Segment.headerSize
-        let mss = context.mtu - ipSize - Segment.headerSize
+        let mss = pathMTU - ipSize - Segment.headerSize
         out.put32(0x0204_0000 | UInt32(truncatingIfNeeded: mss), at)
         at += 4
         if !isReply || usesSACK || usesTimestamps {

@@ -43,6 +43,7 @@ extension Connection {
         else { return false }
         lastReceived = now
         keepaliveCount = 0
+        repeatsReceived = 0
         if sendNext == unacknowledged { retries = 0 }
         if usesTimestamps {
             if segment.sequence <= lastAckSent {

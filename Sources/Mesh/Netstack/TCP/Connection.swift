@@ -161,6 +161,8 @@ struct Connection: ~Copyable {
     var challengesLeft = 0
     /// Bytes this connection may still send before the next one's turn.
     var deficit = 0
+    /// Waits in the backlog with nothing to send and some of its share left.
+    var isParked = false
 
     init(slot: UInt32) { self.slot = slot }
 
@@ -197,11 +199,16 @@ struct Connection: ~Copyable {
     }
 }
 
-/// What is needed to take back a congestion response that turns out needless (Eifel, RFC 3522 and 4015).
+/// What is needed to take back a congestion response that turns out needless: Eifel (RFC 3522 and 4015) by the
+/// timestamp, and D-SACK (RFC 3708) by counting.
 struct Undo {
     var cubic: Cubic
     /// Timestamp of the first retransmission. An echo of something older proves the original arrived.
-    var timestamp: UInt32
+    var timestamp: UInt32?
+    /// The oldest outstanding byte at that time: reports of duplicates before it are about other repetitions.
+    var start: SequenceNumber
+    /// Segments repeated since, less those that the peer reports to have had already.
+    var repeated = 0
 }
 
 /// What all connections of a stack share.
@@ -256,7 +263,7 @@ extension Connection {
     /// Asks for a turn to send.
     @inline(__always)
     mutating func wantsOutput(_ context: inout StackContext) {
-        if context.backlog.contains(slot) { return }
+        if context.backlog.contains(slot), !isParked || deficit <= 0 { return }
         context.fresh.append(slot)
     }
 }
