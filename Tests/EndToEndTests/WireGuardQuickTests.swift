@@ -7,17 +7,9 @@ import Testing
 @Suite(
     .serialized, .timeLimit(.minutes(4)),
     .enabled(
-        if: WireGuardQuickTests.isPossible, "needs root, ip, wg, wg-quick, wireguard-go, the built program"))
+        if: QuickTools.arePresent, "needs root, ip, wg, wg-quick, wireguard-go, the built program"))
 struct WireGuardQuickTests {
     static let coder = Deployment.binary
-    static var isPossible: Bool {
-        Lab.isPossible
-            && ["/usr/bin/wg", "/usr/bin/wg-quick", "/usr/bin/wireguard-go", "/dev/net/tun", coder].allSatisfy
-            {
-                FileManager.default.fileExists(atPath: $0)
-            }
-    }
-
     private let folder = FileManager.default.temporaryDirectory.appending(path: "coder-wgq-\(getpid())")
     private var program: String { folder.appending(path: "coder-wireguard").path }
 
@@ -146,5 +138,15 @@ struct WireGuardQuickTests {
             #expect(try await isGone(side.host, side.name))
         }
         await Lab.demolish(prefix: lab.prefix)
+    }
+}
+
+/// What the suite needs. Not a member of it: a suite's own attribute cannot ask the suite.
+private enum QuickTools {
+    static var arePresent: Bool {
+        let tools = [
+            "/usr/bin/wg", "/usr/bin/wg-quick", "/usr/bin/wireguard-go", "/dev/net/tun", Deployment.binary,
+        ]
+        return Lab.isPossible && tools.allSatisfy { FileManager.default.fileExists(atPath: $0) }
     }
 }
