@@ -126,7 +126,8 @@ actor AgentRuntime {
         let ssh = SSHService(sshConfiguration(manifest))
         self.ssh = ssh
         let http = AgentHTTP(own: { [self] in ownNode.withLock { $0 } })
-        let listeners = MeshListeners(node: tailnet.node, ssh: ssh, http: http, logger: logger)
+        let listeners = MeshListeners(
+            node: tailnet.node, departures: tailnet.departures, ssh: ssh, http: http, logger: logger)
         newJobs.yield { await tailnet.run() }
         newJobs.yield { await listeners.run() }
         newJobs.yield { await IdleMemory(node: tailnet.node).run() }

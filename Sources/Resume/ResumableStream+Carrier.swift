@@ -95,7 +95,11 @@ extension ResumableStream {
         inbound.commit(count)
         timers.heardAt = now
         timers.pingAt = nil
-        if let failure { throw failure }
+        guard failure == nil else {
+            // It is given up: what still comes is of no use, and the reset is yet to go out.
+            inbound.consume(inbound.count)
+            return count
+        }
         while try handleNext(now: now) {}
         if receivedMark != toldOffset {
             if receivedMark - toldOffset >= UInt64(limits.acknowledgementBytes) || peerEnd != nil {

@@ -52,6 +52,9 @@ public struct PeerBook: Sendable {
     /// Whether the peer is in the node's table.
     public func isConfigured(_ id: RawUUID) -> Bool { entries[id]?.isConfigured == true }
 
+    /// Node key of a peer whose node is known.
+    public func key(of id: RawUUID) -> NodePublicKey? { entries[id]?.peer?.key }
+
     /// Our tunnels, in ascending order.
     public var tunnels: [RawUUID] { destinations.sorted() }
 

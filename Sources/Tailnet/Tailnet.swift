@@ -62,6 +62,9 @@ public actor Tailnet {
 
     /// The mesh node.
     public nonisolated let node: Node
+    /// Node keys of peers that said goodbye. For one reader; bounded.
+    public nonisolated let departures: AsyncStream<NodePublicKey>
+    private nonisolated let departed: AsyncStream<NodePublicKey>.Continuation
     private nonisolated let relays: RelayConnector
     private nonisolated let serverURL: HTTPURL
     private nonisolated let logger: Logger
@@ -81,6 +84,8 @@ public actor Tailnet {
     public init(_ configuration: Configuration) throws(NodeError) {
         var generator = SystemRandomNumberGenerator()
         let logger = configuration.logger
+        (departures, departed) = AsyncStream.makeStream(
+            of: NodePublicKey.self, bufferingPolicy: .bufferingNewest(1_024))
         relays = RelayConnector(
             client: configuration.client, forcesWebSockets: configuration.forcesWebSockets)
         serverURL = configuration.serverURL
@@ -254,6 +259,9 @@ public actor Tailnet {
     private func receive(_ response: TailnetCoordinateResponse) {
         if !response.error.isEmpty {
             logger.warning("the coordinator reports an error", metadata: ["error": "\(response.error)"])
+        }
+        for update in response.peerUpdates where update.kind == .disconnected {
+            if let key = RawUUID(update.id).flatMap({ book.key(of: $0) }) { departed.yield(key) }
         }
         let (outputs, confirm) = book.apply(response.peerUpdates, now: Self.now())
         apply(outputs)

@@ -178,6 +178,21 @@ import Testing
         #expect(wantsToSend == (false, false))
     }
 
+    @Test func aResetGoesOutAlthoughThePeerStillSends() throws {
+        var link = Link()
+        try link.connect()
+        var bytes = randomBytes(1_000, 1)
+        write(&link.agent, &bytes)
+        link.send(upTo: .max)
+        link.client.reset(reason: 1)
+        var error: ResumeError?
+        do { try link.arrive(upTo: .max) } catch let thrown { error = thrown }
+        #expect(error == nil)
+        link.send(upTo: .max)
+        do { try link.arrive(upTo: .max) } catch let thrown { error = thrown }
+        #expect(error == .reset(1))
+    }
+
     @Test func aResetAfterTheOwnEndLeavesNothingToSay() throws {
         var link = Link()
         try link.connect()

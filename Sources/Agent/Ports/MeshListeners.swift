@@ -16,10 +16,15 @@ struct MeshListeners: Sendable {
     let ssh: SSHService
     let http: AgentHTTP
     let logger: Logger
+    /// Peers that said goodbye.
+    let departures: AsyncStream<NodePublicKey>
     private let threads = ThreadCount()
 
-    init(node: Node, ssh: SSHService, http: AgentHTTP, logger: Logger) {
+    init(
+        node: Node, departures: AsyncStream<NodePublicKey>, ssh: SSHService, http: AgentHTTP, logger: Logger
+    ) {
         self.node = node
+        self.departures = departures
         self.ssh = ssh
         self.http = http
         self.logger = logger
@@ -39,9 +44,9 @@ struct MeshListeners: Sendable {
                 group.addTask { await serveSSH(ports.ssh) }
                 group.addTask { await serveOnThreads(ports.speed, name: "speedtest") { SpeedTest.serve($0) } }
                 group.addTask { await serveOnThreads(ports.http, name: "agent-http") { http.serve($0) } }
-                group.addTask {
-                    await ResumeStreams(node: node, ssh: ssh) { logger.info("\($0)") }.run(ports.resume)
-                }
+                let streams = ResumeStreams(node: node, ssh: ssh) { logger.info("\($0)") }
+                group.addTask { await streams.run(ports.resume) }
+                group.addTask { await streams.follow(departures) }
                 group.addTask { await relay(ports.any) }
                 group.addTask {
                     for await flow in ports.flows { relay(flow) }

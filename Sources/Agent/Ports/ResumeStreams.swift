@@ -14,7 +14,8 @@ final class ResumeStreams: Sendable {
     private static let greetingLimit: UInt64 = 10_000_000_000
 
     private struct State {
-        var streams: [ResumeID: ResumeLoop] = [:]
+        /// With the client's node key.
+        var streams: [ResumeID: (loop: ResumeLoop, client: [UInt8])] = [:]
         var greeters = 0
     }
 
@@ -60,7 +61,17 @@ final class ResumeStreams: Sendable {
                 }
             }
         }
-        for stream in state.withLock({ Array($0.streams.values) }) { stream.stop() }
+        for stream in state.withLock({ Array($0.streams.values) }) { stream.loop.stop() }
+    }
+
+    /// Ends the streams of clients that said goodbye: they will not come back for them.
+    func follow(_ departures: AsyncStream<NodePublicKey>) async {
+        for await key in departures {
+            let bytes = key.bytes
+            for stream in state.withLock({ Array($0.streams.values) }) where stream.client == bytes {
+                stream.loop.stop()
+            }
+        }
     }
 
     private func serve(_ carrier: IncomingStream) async {
@@ -106,7 +117,7 @@ final class ResumeStreams: Sendable {
             let loop = try ResumeLoop(.agent(id: id, token: token), patience: patience) { [self] event in
                 if case .ended = event { state.withLock { _ = $0.streams.removeValue(forKey: id) } }
             }
-            state.withLock { $0.streams[id] = loop }
+            state.withLock { $0.streams[id] = (loop, keys.client) }
             loop.give(OwnedDescriptor(taking: number), greeting: greeting)
             do {
                 try loop.start(reading: consume local)
@@ -147,7 +158,7 @@ final class ResumeStreams: Sendable {
     ) {
         let token = StreamToken(
             secret: secret, id: greeting.id, clientKey: keys.client, agentKey: keys.agent)
-        let stream = state.withLock { $0.streams[greeting.id] }
+        let stream = state.withLock { $0.streams[greeting.id]?.loop }
         guard token.matches(greeting.token), let stream, !stream.hasEnded else {
             return refuse(carrier, .unknownStream)
         }

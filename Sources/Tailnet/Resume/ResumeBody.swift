@@ -244,7 +244,8 @@ final class ResumeBody {
                 writeCarrier()
                 if count < Self.chunk / 4 { return }
             case .wouldBlock: return
-            case .end, .failed: return stream.finish()
+            case .end: return stream.finish()
+            case .failed: return stream.reset(reason: 2)
             }
         }
     }
