@@ -93,6 +93,8 @@ struct NATResult: Sendable {
     var directAgain: Double?
     var isExact = false
     var problem: String?
+    /// What went wrong in a first try, if this is the second.
+    var firstProblem: String?
 
     var isGood: Bool { problem == nil && isExact && found == row.expected.rawValue }
 
@@ -104,7 +106,8 @@ struct NATResult: Sendable {
     var line: String {
         let text = { (value: Double?) in value.map { String(format: "%.3f", $0) } ?? "-" }
         return [
-            "", row.name, row.expected.rawValue, found, text(firstByte), text(direct), row.change.rawValue,
+            "", row.name + (firstProblem == nil ? "" : " (2nd try)"), row.expected.rawValue, found,
+            text(firstByte), text(direct), row.change.rawValue,
             text(gap),
             text(directAgain), problem == nil ? isExact ? "yes" : "no" : "failed", "",
         ].joined(separator: " | ").trimmingCharacters(in: .whitespaces)
