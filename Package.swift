@@ -51,6 +51,10 @@ var targets: [Target] = [
     .target(
         name: "Mesh", dependencies: ["CChaPoly", "CSodium", "LinuxIO", crypto] + collections,
         exclude: ["README.md"], swiftSettings: pure),
+    .target(
+        name: "NetSim", dependencies: ["Mesh"] + collections, exclude: ["README.md"], swiftSettings: pure),
+    .executableTarget(
+        name: "coder-netsim", dependencies: ["NetSim", "Mesh", "LinuxIO"], swiftSettings: base),
     // Not `pure`: the generated messages are not marked for strict memory safety.
     .target(
         name: "RPC", dependencies: [protobuf], exclude: ["README.md", "Protocols"], swiftSettings: small),
@@ -66,6 +70,7 @@ var targets: [Target] = [
     .testTarget(name: "LinuxIOTests", dependencies: ["LinuxIO"], swiftSettings: base),
     .testTarget(
         name: "MeshTests", dependencies: ["Mesh", "LinuxIO", "CSodium"], swiftSettings: base),
+    .testTarget(name: "NetSimTests", dependencies: ["NetSim", "Mesh"], swiftSettings: base),
     .testTarget(name: "RPCTests", dependencies: ["RPC", protobuf], swiftSettings: base),
     .testTarget(name: "SSHTests", dependencies: ["SSH", "LinuxIO"], swiftSettings: base),
     .testTarget(name: "ResumeTests", dependencies: ["Resume"], swiftSettings: base),

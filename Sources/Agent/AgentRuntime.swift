@@ -125,7 +125,9 @@ actor AgentRuntime {
         let tailnet = try Tailnet(configuration)
         let ssh = SSHService(sshConfiguration(manifest))
         self.ssh = ssh
-        let http = AgentHTTP(own: { [self] in ownNode.withLock { $0 } })
+        let http = AgentHTTP(
+            own: { [self] in ownNode.withLock { $0 } },
+            recordings: { (try? await tailnet.node.recordings()) ?? [] })
         let listeners = MeshListeners(
             node: tailnet.node, departures: tailnet.departures, ssh: ssh, http: http, logger: logger)
         newJobs.yield { await tailnet.run() }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Dispatch
 internal import FoundationEssentials
 internal import Glibc
 package import LinuxIO
 package import Mesh
+internal import Synchronization
 
 /// Port 4: the agent's HTTP API, as far as there is one: greeting, listening ports, netcheck. One request per
 /// connection, on a thread of its own. agent.md §5.3.
@@ -43,9 +45,23 @@ package struct AgentHTTP: Sendable {
         var address: String
     }
 
-    let own: @Sendable () -> OwnNode?
+    private struct Recordings: Encodable {
+        struct Entry: Encodable {
+            var recording: PathRecording
+        }
+        var recordings: [Entry]
+    }
 
-    package init(own: @escaping @Sendable () -> OwnNode?) { self.own = own }
+    let own: @Sendable () -> OwnNode?
+    let recordings: @Sendable () async -> [NodeRecording]
+
+    package init(
+        own: @escaping @Sendable () -> OwnNode?,
+        recordings: @escaping @Sendable () async -> [NodeRecording] = { [] }
+    ) {
+        self.own = own
+        self.recordings = recordings
+    }
 
     /// Serves one connection. Blocks.
     package func serve(_ socket: consuming OwnedDescriptor) {
@@ -69,9 +85,30 @@ package struct AgentHTTP: Sendable {
                 Port(process_name: $0.process, network: "tcp", port: $0.port)
             }
             answer(number, "200 OK", Ports(ports: ports))
+        case "/api/v0/path-recordings": answer(number, "200 OK", recorded())
         case "/api/v0/netcheck": answer(number, "200 OK", netcheck())
         default: answer(number, "404 Not Found", Message(message: "Route not found."))
         }
+    }
+
+    private final class Found: Sendable {
+        let recordings = Mutex<[NodeRecording]>([])
+    }
+
+    /// What the flight recorder holds, without the names of the peers. Blocks this thread, which serves nobody else.
+    private func recorded() -> Recordings {
+        let found = Found()
+        let isDone = DispatchSemaphore(value: 0)
+        Task { [recordings] in
+            let result = await recordings()
+            found.recordings.withLock { $0 = result }
+            isDone.signal()
+        }
+        guard isDone.wait(timeout: .now() + .seconds(Self.timeoutSeconds)) == .success else {
+            return Recordings(recordings: [])
+        }
+        return Recordings(
+            recordings: found.recordings.withLock { $0 }.map { Recordings.Entry(recording: $0.recording) })
     }
 
     private func netcheck() -> Netcheck {

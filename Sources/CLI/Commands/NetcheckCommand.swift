@@ -7,13 +7,26 @@ internal import Tailnet
 /// `coder netcheck`: relays, STUN and interfaces as this machine sees them.
 enum NetcheckCommand {
     static let command = Command(
-        name: "netcheck", summary: "Print a report about this machine's network, as JSON.", run: run)
+        name: "netcheck", usage: "[workspace]",
+        summary: "Print a report about this machine's network, as JSON.", arguments: .between(0, 1),
+        options: [
+            CommandOption(
+                "record", .bool,
+                help:
+                    "Instead, connect to the workspace and print what happened on the paths to it lately, as "
+                    + "seen by this side and by the agent.")
+        ], run: run)
 
     /// Below this a full-size packet of the mesh does not fit. 1280 + WireGuard, UDP and IPv6 headers.
     private static let mtuFloor = 1_378
 
     @Sendable static func run(_ invocation: Invocation) async throws -> Int32 {
         let client = try invocation.client()
+        if invocation.values.bool("record") {
+            guard !invocation.words.isEmpty else { throw CommandError("--record needs a workspace") }
+            return try await NetcheckRecord.run(invocation, client)
+        }
+        guard invocation.words.isEmpty else { throw CommandError("a workspace is only used with --record") }
         invocation.console.note("Gathering a network report. This may take a few seconds...")
         let connection = try await client.get("workspaceagents/connection")
         let map = DERPMap(json: connection["derp_map"]).rewritingEmbeddedRelay(
@@ -29,8 +42,10 @@ enum NetcheckCommand {
             for await (id, report) in group { reports[id] = report }
             return reports
         }
-        let json = report(map, connection["derp_map"], reports, await stun, connector)
+        let found = await stun
+        let json = report(map, connection["derp_map"], reports, found, connector)
         invocation.console.say(json.pretty)
+        for line in words(map, reports, found, connector) { invocation.console.note(line) }
         return 0
     }
 
@@ -54,6 +69,27 @@ enum NetcheckCommand {
             report.probe = await probe
             return report
         }
+    }
+
+    /// The same in sentences.
+    private static func words(
+        _ map: DERPMap, _ reports: [Int: RegionReport], _ stun: STUNProbe.Outcome,
+        _ connector: RelayConnector
+    ) -> [String] {
+        let forced = connector.forcedWebSocketReasons()
+        var findings = NetcheckWords.Findings()
+        findings.stun = stun
+        findings.servers = map.stunServers.count
+        findings.regions = map.relayRegionIDs.map { id in
+            let report = reports[id] ?? RegionReport()
+            return NetcheckWords.Region(
+                name: map.regions[id]?.name ?? "\(id)",
+                milliseconds: report.latency.map { Double($0.wholeNanoseconds) / 1e6 },
+                works: report.probe.canExchange, error: report.probe.error, isWebSocket: forced[id] != nil)
+        }
+        findings.narrow = NetworkInterface.all().filter { $0.mtu > 0 && $0.mtu < mtuFloor }
+            .map { ($0.name, $0.mtu) }
+        return NetcheckWords.lines(findings)
     }
 
     // MARK: JSON
@@ -173,7 +209,8 @@ enum NetcheckCommand {
             "UDP": .bool(stun.v4 != nil || stun.v6 != nil), "IPv6": .bool(hasV6), "IPv4": .bool(hasV4),
             "IPv6CanSend": .bool(stun.canSendV6), "IPv4CanSend": .bool(stun.canSendV4),
             "OSHasIPv6": .bool(stun.hasV6), "ICMPv4": .bool(false),
-            "MappingVariesByDestIP": stun.mappingVaries.map { .bool($0) } ?? .null, "HairPinning": .null,
+            "MappingVariesByDestIP": stun.mappingVaries.map { .bool($0) } ?? .null,
+            "HairPinning": stun.hairPinning.map { .bool($0) } ?? .null,
             "UPnP": .null, "PMP": .null, "PCP": .null, "PreferredDERP": .int(home?.id ?? 0),
             "RegionLatency": latencies { _ in true }, "RegionV4Latency": latencies { $0 },
             "RegionV6Latency": latencies { !$0 },

@@ -19,6 +19,13 @@ enum PingCommand {
                 "num", short: "n", .int, default: "0", help: "How many pings; 0 means until interrupted."),
             CommandOption("time", .bool, help: "Show the time of each answer, local."),
             CommandOption("utc", .bool, help: "Show the time of each answer in UTC."),
+            CommandOption(
+                "explain", .bool,
+                help: "Say which addresses were tried and why the path is what it is. Exit status: 0 direct, "
+                    + "3 relayed, 1 unreachable."),
+            CommandOption(
+                "output", short: "o", .choice(["text", "json"]), default: "text",
+                help: "Output format of --explain."),
         ], run: run)
 
     @Sendable static func run(_ invocation: Invocation) async throws -> Int32 {
@@ -31,6 +38,7 @@ enum PingCommand {
                 "the agent of the workspace \"\(workspace.name)\" is not connected (\(agent.status))")
         }
         let link = try await AgentLink.open(invocation, client, agent)
+        if invocation.values.bool("explain") { return try await explain(invocation, link, workspace.name) }
         let tally = Tally()
         do {
             let signal = try await untilStopped {
@@ -42,6 +50,19 @@ enum PingCommand {
             await summarise(link, invocation, workspace.name, tally)
             await link.close()
             return 0
+        } catch {
+            await link.close()
+            throw error
+        }
+    }
+
+    private static func explain(
+        _ invocation: Invocation, _ link: AgentLink, _ name: String
+    ) async throws -> Int32 {
+        do {
+            let status = try await PingExplanation.run(invocation, link, name)
+            await link.close()
+            return status
         } catch {
             await link.close()
             throw error

@@ -6,7 +6,8 @@ internal import Mesh
 /// Answers what is asked on the control socket. Owns the list of peers.
 actor MeshRequests {
     static let summary =
-        "node, peers [set LIST|add NODE|remove PEER], status, ping PEER [COUNT], reach ADDRESS [SECONDS], "
+        "node, peers [set LIST|add NODE|remove PEER], status, ping PEER [COUNT], explain PEER, "
+        + "reach ADDRESS [SECONDS], "
         + "serve KIND PORT, unserve PORT, services, load KIND ADDRESS:PORT [name=value...], "
         + "wait direct|relay PEER [SECONDS], block on|off, link-changed."
 
@@ -38,6 +39,9 @@ actor MeshRequests {
         case ("status", 0): return MeshReport.json(try await node.status(), id: nodeID)
         case ("ping", 1...2): return try await ping(words)
         case ("reach", 1...2): return try await reach(words)
+        case ("explain", 1):
+            let peer = try await find(words[0])
+            return PingExplanation.json(try await node.explain(peer.id), words[0]) { "region \($0)" }
         case ("wait", 2...3): return try await wait(words)
         case ("serve", 2):
             try await services.start(MeshService(kind: words[0], port: Self.number(words[1])))

@@ -12,6 +12,8 @@ enum STUNProbe {
         var v6: SocketAddress?
         /// Whether IPv4 servers saw different addresses; nil with fewer than two answers.
         var mappingVaries: Bool?
+        /// Whether our own outside address reaches us; nil without one.
+        var hairPinning: Bool?
         /// Names of nodes that answered.
         var answered: Set<String> = []
         var canSendV4 = false
@@ -51,6 +53,8 @@ enum STUNProbe {
         defer { sockets.forEach { if $0 >= 0 { close($0) } } }
         outcome.hasV6 = sockets[1] >= 0
         var targets = servers.flatMap(targets)
+        // Only another server's answer says something about the NAT.
+        var told: [SocketAddress] = []
         let end = Clock.monotonicNanoseconds() + limit
         var nextSend: UInt64 = 0
         while targets.contains(where: { !$0.isAnswered }) {
@@ -62,9 +66,35 @@ enum STUNProbe {
             }
             var polls = sockets.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
             guard poll(&polls, 2, 50) > 0 else { continue }
-            for entry in polls where entry.revents != 0 { receive(entry.fd, &targets, &outcome) }
+            for entry in polls where entry.revents != 0 { receive(entry.fd, &targets, &told, &outcome) }
         }
+        if let own = outcome.v4, sockets[0] >= 0 { outcome.hairPinning = hairpins(own, sockets[0]) }
         return outcome
+    }
+
+    /// Sends a request from another socket to our own outside address and waits a tenth of a second for it.
+    private static func hairpins(_ own: SocketAddress, _ listening: Int32) -> Bool {
+        let other = socket(AF_INET, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+        guard other >= 0 else { return false }
+        defer { close(other) }
+        var generator = SystemRandomNumberGenerator()
+        let id = TransactionID(
+            high: generator.next(), low: UInt32(truncatingIfNeeded: generator.next() as UInt64))
+        var request = [UInt8](repeating: 0, count: STUN.requestBytes)
+        request.withUnsafeMutableBytes { STUN.writeRequest(id, into: $0) }
+        _ = LocalSocket.withKernelAddress(own) { sendto(other, request, request.count, 0, $0, $1) }
+        let end = Clock.monotonicNanoseconds() + 100_000_000
+        var buffer = [UInt8](repeating: 0, count: 2_048)
+        while Clock.monotonicNanoseconds() < end {
+            var polls = [pollfd(fd: listening, events: Int16(POLLIN), revents: 0)]
+            guard poll(&polls, 1, 20) > 0 else { continue }
+            let count = recv(listening, &buffer, buffer.count, Int32(MSG_DONTWAIT))
+            guard count > 0,
+                let seen = try? STUN.parseRequest(Array(buffer[..<count]).span.bytes, strict: true)
+            else { continue }
+            if seen == id { return true }
+        }
+        return false
     }
 
     private static func targets(_ server: DERPMap.STUNServer) -> [Target] {
@@ -99,7 +129,9 @@ enum STUNProbe {
         if isV4 { outcome.canSendV4 = true } else { outcome.canSendV6 = true }
     }
 
-    private static func receive(_ number: Int32, _ targets: inout [Target], _ outcome: inout Outcome) {
+    private static func receive(
+        _ number: Int32, _ targets: inout [Target], _ told: inout [SocketAddress], _ outcome: inout Outcome
+    ) {
         var buffer = [UInt8](repeating: 0, count: 2_048)
         let count = recv(number, &buffer, buffer.count, Int32(MSG_DONTWAIT))
         guard count > 0 else { return }
@@ -113,7 +145,10 @@ enum STUNProbe {
             outcome.v6 = outcome.v6 ?? mapped
             return
         }
+        let isAnother = !told.contains(targets[index].address)
+        told.append(targets[index].address)
         if let known = outcome.v4 {
+            guard isAnother else { return }
             if known != mapped { outcome.mappingVaries = true }
             outcome.mappingVaries = outcome.mappingVaries ?? false
         } else {

@@ -55,6 +55,8 @@ package enum Disco {
     /// Pings and pongs are padded to the largest WireGuard datagram of a 1280-byte packet, so that a path which
     /// cannot carry those is never chosen. Bytes on the wire. `disco.md` §2.
     package static let paddedBytes = 1312
+    /// Upstream's padding: an answer to less says nothing about the tunnel's packets. Bytes on the wire.
+    package static let leastUsefulBytes = 1310
     /// Addresses of one CallMeMaybe that are looked at; a peer may send 3600. `disco.md` S13.
     package static let callMeMaybeLimit = 100
     /// Enough room for `seal` of any message of ours, bytes.

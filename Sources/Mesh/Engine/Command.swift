@@ -28,6 +28,8 @@ enum Command: Sendable {
     case reach(token: UInt64, IPAddress, limit: Interval)
     case cancel(token: UInt64)
     case status(token: UInt64)
+    case explain(token: UInt64, MeshPeerID)
+    case recordings(token: UInt64)
 
     case relayConnected(region: Int, attempt: UInt64, descriptor: Int32)
     case relayFailed(region: Int, attempt: UInt64, reason: String)

@@ -108,10 +108,22 @@ extension Engine {
 
     @inline(__always)
     private mutating func noteSource(_ peer: WireGuard.PeerIndex, _ source: DatagramSource) {
+        if peer != heardFrom { noteReceived(peer, source) }
         guard case .udp(let address) = source else { return }
         peers.noteSource(peer, address)
         if now < dataDoubtUntil, let record = peers.record(peer), record.usesPaths {
             paths.noteDirectData(record.id, from: address, now: now)
+        }
+    }
+
+    /// Once per burst and peer: the path machine wants to know that something comes back.
+    private mutating func noteReceived(_ peer: WireGuard.PeerIndex, _ source: DatagramSource) {
+        heardFrom = peer
+        guard let record = peers.record(peer), record.usesPaths else { return }
+        if case .udp(let address) = source {
+            paths.noteReceived(record.id, from: address, now: now)
+        } else {
+            paths.noteReceived(record.id, now: now)
         }
     }
 

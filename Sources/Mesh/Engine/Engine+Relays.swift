@@ -114,7 +114,7 @@ extension Engine {
         } catch {
             return closeRelay(index, retry: true)
         }
-        paths.relayConnected(region)
+        paths.relayConnected(region, now: now)
         readRelay(link)
     }
 
@@ -218,7 +218,7 @@ extension Engine {
                     counters.relayReceived += 1
                     // The memory stays where it is until the next input: `withInputSpace`.
                     let bytes = unsafe link.client?.withPayload(range) { unsafe $0 }
-                    _ = paths.peer(forNode: key, throughRelay: link.region)
+                    _ = paths.peer(forNode: key, throughRelay: link.region, now: now)
                     if let bytes = unsafe bytes {
                         unsafe receiveDatagram(bytes, from: .relay(region: link.region, key))
                     }

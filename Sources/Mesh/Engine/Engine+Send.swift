@@ -250,9 +250,10 @@ extension Engine {
             if failure.isTooBig, let peer = paths.peer(forUDP: address) {
                 // Pings are smaller than data: they cannot tell.
                 paths.noteDataDead(peer, isCertain: true, now: now)
+                paths.noteSendFailure(to: address, .tooBig, now: now)
                 dataDoubtUntil = now + .seconds(600)
             } else {
-                paths.noteSendFailure(to: address, now: now)
+                paths.noteSendFailure(to: address, failure.isTooBig ? .tooBig : .unreachable, now: now)
             }
         }
     }

@@ -41,6 +41,8 @@ struct Engine: ~Copyable {
     var routes = DefaultRoutes()
     /// `Clock.sleptNanoseconds` when it was last looked at.
     var slept = Clock.sleptNanoseconds()
+    /// Whose packets came last within this burst.
+    var heardFrom: WireGuard.PeerIndex?
 
     // Machines.
     var device: WireGuard.Device
@@ -142,6 +144,7 @@ struct Engine: ~Copyable {
             let before = now
             now = Instant(nanoseconds: Clock.monotonicNanoseconds())
             if now.since(before) > .seconds(1) { checkSleep() }
+            heardFrom = nil
             for index in 0..<count {
                 let event = events[index]
                 handle(event.token, event.interest)
@@ -258,6 +261,8 @@ struct Engine: ~Copyable {
         case .reach(let token, let address, let limit): reach(token: token, address, limit: limit)
         case .cancel(let token): cancel(token: token)
         case .status(let token): hub.notify(.reply(token: token, .status(status())))
+        case .explain(let token, let name): explain(token: token, name)
+        case .recordings(let token): hub.notify(.reply(token: token, .recordings(recordings())))
         case .relayConnected(let region, let attempt, let number): relayConnected(region, attempt, number)
         case .relayFailed(let region, let attempt, let reason): relayFailed(region, attempt, reason)
         case .latencies(let found, let reasons): takeLatencies(found, reasons)

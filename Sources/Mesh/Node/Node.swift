@@ -204,7 +204,7 @@ public final class Node: Sendable {
         return MeshStream(hub: hub, token: token, local: local, remote: address)
     }
 
-    private func request(_ command: (UInt64) -> Command) async -> Reply {
+    func request(_ command: (UInt64) -> Command) async -> Reply {
         await request(replies.makeToken(), command)
     }
 
@@ -222,7 +222,7 @@ public final class Node: Sendable {
         }
     }
 
-    private static func error(of reply: Reply) -> NodeError {
+    static func error(of reply: Reply) -> NodeError {
         if case .failed(let error) = reply { error } else { .closed }
     }
 

@@ -9,6 +9,8 @@ enum Reply: Sendable {
     case ping(PingResult)
     case reached(Interval)
     case status(NodeStatus)
+    case explanation(PathExplanation)
+    case recordings([NodeRecording])
     case failed(NodeError)
 }
 

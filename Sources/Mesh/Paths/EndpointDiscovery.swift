@@ -75,6 +75,8 @@ package struct EndpointDiscovery: ~Copyable, Sendable {
     package private(set) var endpoints: [OwnEndpoint] = []
     /// What the last run, or the present one, learnt.
     package private(set) var report = Netcheck()
+    /// What the last run learnt that came to its end.
+    package private(set) var lastReport: Netcheck?
     /// Answers that fitted nothing that was asked.
     package private(set) var strayAnswers: UInt64 = 0
 
@@ -143,9 +145,21 @@ package struct EndpointDiscovery: ~Copyable, Sendable {
     package mutating func linkChanged(now: Instant) {
         merged.forget()
         runStarted = nil
+        lastReport = nil
         probes = []
         outputs.removeAll()
         requestUpdate(now: now)
+    }
+
+    /// What explanations need to know of this network.
+    package var surroundings: PathSurroundings {
+        var result = PathSurroundings()
+        result.stunServers = servers.count { !$0.addresses.isEmpty }
+        result.hasUDP = report.udp ? true : lastReport?.udp
+        result.mappingVaries = report.mappingVariesByDestIP ?? lastReport?.mappingVariesByDestIP
+        result.hasV4 = hasV4 && local.contains(where: \.ip.isV4)
+        result.hasV6 = hasV6 && local.contains { !$0.ip.isV4 }
+        return result
     }
 
     // MARK: Runs
@@ -157,11 +171,13 @@ package struct EndpointDiscovery: ~Copyable, Sendable {
             return
         }
         isAgain = false
+        // A server that stands in two regions is asked once: its second answer would say nothing about the NAT.
+        var asked: Set<SocketAddress> = []
         probes =
             isBlocked
             ? []
             : servers.flatMap { server in
-                server.addresses.filter { $0.ip.isV4 ? hasV4 : hasV6 }.map {
+                server.addresses.filter { ($0.ip.isV4 ? hasV4 : hasV6) && asked.insert($0).inserted }.map {
                     Probe(region: server.region, target: $0)
                 }
             }
@@ -246,6 +262,7 @@ package struct EndpointDiscovery: ~Copyable, Sendable {
         runStarted = nil
         publish(now: now)
         push(.endpoints(endpoints, isChanged: false))
+        lastReport = report
         push(.finished(report))
         if isPeriodic {
             let spread = limits.period.most.nanoseconds - limits.period.least.nanoseconds

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// An address with its round trip, compared as upstream does, so that both ends choose alike.
-package struct MeasuredAddress: Hashable, Sendable {
+package struct MeasuredAddress: Hashable, Sendable, Codable {
     package var address: SocketAddress
     package var latency: Interval
 
@@ -36,8 +36,10 @@ package struct MeasuredAddress: Hashable, Sendable {
 }
 
 /// One address of a peer that may work.
-struct Candidate {
+struct Candidate: Hashable, Sendable, Codable {
     let address: SocketAddress
+    /// When it was first heard of.
+    let seenAt: Instant
     /// Named by the coordinator.
     var isInNodeList = false
     /// When a CallMeMaybe named it.
@@ -46,24 +48,51 @@ struct Candidate {
     var pingedUsAt: Instant?
     /// Transaction of that ping.
     var lastTransaction: TransactionID?
-    /// When we pinged it.
+    /// When we pinged it at full size.
     var probedAt: Instant?
-    /// When it answered.
+    /// When it answered such a ping.
     var answeredAt: Instant?
     /// How fast it answered.
     var latency: Interval?
-    /// Data sent there was lost though pings are answered: not chosen before this.
+    /// Pings that left for it, of any size, and answers.
+    var probes = 0
+    var answers = 0
+    /// Largest ping that was answered, bytes on the wire; 0 for none.
+    var passedBytes = 0
+    /// Data sent there was lost though pings are answered: not chosen before this, while there is a relay.
     var shunnedUntil: Instant?
     /// How often that happened.
     var timesShunned = 0
+    /// The system would not send there.
+    var sendFailure: SendFailure?
 
-    init(_ address: SocketAddress) { self.address = address }
+    init(_ address: SocketAddress, now: Instant) {
+        self.address = address
+        seenAt = now
+    }
 
     /// Whether the last ping of ours is still unanswered.
     var isUnanswered: Bool {
         guard let probedAt else { return false }
         return answeredAt.map { $0 < probedAt } ?? true
     }
+
+    /// Small pings came through, full ones never did.
+    var isNarrow: Bool { passedBytes > 0 && passedBytes < Disco.leastUsefulBytes }
+
+    // The transaction is left out: it tells nothing, and a record has no duplicates.
+    private enum CodingKeys: CodingKey {
+        case address, seenAt, isInNodeList, callMeMaybeAt, pingedUsAt, probedAt, answeredAt, latency
+        case probes, answers, passedBytes, shunnedUntil, timesShunned, sendFailure
+    }
+}
+
+/// Why a datagram did not leave.
+public enum SendFailure: String, Hashable, Sendable, Codable {
+    /// `EMSGSIZE`: an interface of this machine is too narrow.
+    case tooBig = "mtu"
+    /// `ENETUNREACH`, `EHOSTUNREACH`, `EPERM`, …
+    case unreachable = "no-route"
 }
 
 extension IPAddress {

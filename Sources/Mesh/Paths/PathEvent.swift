@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// Names a peer at the path machine. The caller chooses the number and must not use it for two peers at a time.
-public struct PeerID: RawRepresentable, Hashable, Comparable, Sendable {
+public struct PeerID: RawRepresentable, Hashable, Comparable, Sendable, Codable {
     /// The caller's number.
     public var rawValue: UInt32
     /// A name from the caller's number.
@@ -10,7 +10,7 @@ public struct PeerID: RawRepresentable, Hashable, Comparable, Sendable {
 }
 
 /// A way to a peer.
-public enum PathVia: Hashable, Sendable, CustomStringConvertible {
+public enum PathVia: Hashable, Sendable, Codable, CustomStringConvertible {
     /// Straight to this address.
     case udp(SocketAddress)
     /// Through the relay of this region.
@@ -25,17 +25,19 @@ public enum PathVia: Hashable, Sendable, CustomStringConvertible {
 }
 
 /// Where an address of a peer was learnt.
-public enum CandidateSource: String, Hashable, Sendable {
+public enum CandidateSource: String, Hashable, Sendable, Codable {
     /// From the coordinator's node.
     case nodeList = "node-list"
     /// From a CallMeMaybe that came through a relay.
     case callMeMaybe = "call-me-maybe"
     /// A ping of the peer came from there.
     case ping
+    /// Packets of the peer came from there.
+    case data
 }
 
 /// Why an address is not tried. The text is part of the JSON output.
-public enum CandidateRefusal: String, Hashable, Sendable {
+public enum CandidateRefusal: String, Hashable, Sendable, Codable {
     /// `0.0.0.0`, `::` or port 0.
     case unspecified
     /// A multicast or broadcast address.
@@ -53,7 +55,7 @@ public enum CandidateRefusal: String, Hashable, Sendable {
 }
 
 /// Why an address of a peer was dropped.
-public enum CandidateRemoval: String, Hashable, Sendable {
+public enum CandidateRemoval: String, Hashable, Sendable, Codable {
     /// The coordinator or a later CallMeMaybe no longer names it.
     case noLongerNamed = "no-longer-named"
     /// It was only seen as source of pings, and they stopped.
@@ -67,7 +69,7 @@ public enum CandidateRemoval: String, Hashable, Sendable {
 }
 
 /// Why a ping is sent.
-public enum ProbePurpose: Hashable, Sendable {
+public enum ProbePurpose: Hashable, Sendable, Codable, CustomStringConvertible {
     /// To find out which addresses work.
     case discovery
     /// To keep the chosen address open and trusted.
@@ -76,10 +78,22 @@ public enum ProbePurpose: Hashable, Sendable {
     case liveness
     /// Somebody asked: `coder ping`.
     case user(token: UInt64)
+    /// Full ones are not answered: is the path too narrow?
+    case sizing
+
+    public var description: String {
+        switch self {
+        case .discovery: "discovery"
+        case .heartbeat: "heartbeat"
+        case .liveness: "liveness"
+        case .user: "user"
+        case .sizing: "sizing"
+        }
+    }
 }
 
 /// Why the chosen address is no longer trusted, so that packets go both ways.
-public enum DoubtReason: String, Hashable, Sendable {
+public enum DoubtReason: String, Hashable, Sendable, Codable {
     /// Heartbeats were not answered.
     case unanswered = "timeout"
     /// The session was idle, the last answer is too old.
@@ -90,13 +104,17 @@ public enum DoubtReason: String, Hashable, Sendable {
     case sendFailed = "send-failed"
     /// Discovery lives, data does not.
     case dataDead = "data-dead"
+    /// Packets left, none came back, nor did the answer to a ping.
+    case silent
+    /// The peer's packets come from another port now.
+    case moved
 }
 
 /// Why the chosen address was given up.
-public enum PathLoss: String, Hashable, Sendable {
+public enum PathLoss: String, Hashable, Sendable, Codable {
     /// Nothing was answered while it was doubted.
     case unanswered = "timeout"
-    /// It answers pings but does not carry data; not chosen again for a while.
+    /// Discovery lives, data does not.
     case dataDead = "data-dead"
     /// The address is no candidate any more.
     case candidateGone = "candidate-gone"
@@ -107,7 +125,7 @@ public enum PathLoss: String, Hashable, Sendable {
 }
 
 /// Why a discovery message was dropped.
-public enum DiscoRefusal: String, Hashable, Sendable {
+public enum DiscoRefusal: String, Hashable, Sendable, Codable {
     /// Sender's key belongs to no peer.
     case unknownSender = "unknown-sender"
     /// The box does not open: an old key, or forged.
@@ -149,8 +167,14 @@ public struct PathEvent: Hashable, Sendable {
         case answered(PathVia, ProbePurpose, latency: Interval, seenAs: SocketAddress)
         /// Our ping was not answered in time.
         case unanswered(PathVia, ProbePurpose)
-        /// The peer pinged us.
-        case pinged(PathVia)
+        /// The peer pinged us, with this many bytes on the wire.
+        case pinged(PathVia, bytes: Int)
+        /// The address answers small pings only.
+        case narrow(SocketAddress, bytes: Int)
+        /// The address answers, and is not chosen.
+        case passedOver(SocketAddress, PathReason)
+        /// The system would not send to the address.
+        case sendFailed(SocketAddress, SendFailure)
         /// Packets go to this address from now on.
         case chosen(SocketAddress, latency: Interval, previous: SocketAddress?)
         /// Packets go to the address and to the relay.

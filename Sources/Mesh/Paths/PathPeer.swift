@@ -3,7 +3,7 @@
 /// All that the path machine knows of one peer.
 struct PathPeer: Sendable {
     /// The chosen address.
-    struct Best: Sendable {
+    struct Best: Hashable, Sendable, Codable {
         var measured: MeasuredAddress
         /// End of trust without a further pong.
         var trustUntil: Instant
@@ -14,6 +14,8 @@ struct PathPeer: Sendable {
         /// When the first of the unanswered pings to it left, and how many there are.
         var unansweredSince: Instant?
         var unanswered = 0
+        /// Packets leave and none come back: one missing pong is enough to doubt.
+        var isSilent = false
         /// When the next look at unanswered pings is due.
         var checkAt = Instant.never
 
@@ -21,11 +23,25 @@ struct PathPeer: Sendable {
     }
 
     /// A ping that may still be answered.
-    struct SentPing: Sendable {
-        var id: TransactionID
+    struct SentPing: Hashable, Sendable, Codable {
+        /// Names the ping on the wire.
+        var id = TransactionID(high: 0, low: 0)
+        /// Names it in a record: pings of a peer are counted.
+        var number: UInt64
         var via: PathVia
         var at: Instant
         var purpose: ProbePurpose
+        var bytes: Int
+
+        private enum CodingKeys: CodingKey { case number, via, at, purpose, bytes }
+    }
+
+    /// An address that was named and is not tried.
+    struct Refused: Hashable, Sendable, Codable {
+        var address: SocketAddress
+        var source: CandidateSource
+        var reason: CandidateRefusal
+        var at: Instant
     }
 
     let id: PeerID
@@ -51,10 +67,33 @@ struct PathPeer: Sendable {
     /// A CallMeMaybe waits for own addresses until then.
     var callMeMaybeAt = Instant.never
     var lastCallMeMaybe: Instant?
+    /// Rounds since something was chosen: many make the search patient.
+    var fruitlessRounds = 0
+    /// Pings made so far.
+    var pingCount: UInt64 = 0
+    /// When small pings were sent last, to find out whether the path is too narrow.
+    var lastSizing: Instant?
+    /// When the peer answered through a relay last, and how fast.
+    var relayAnsweredAt: Instant?
+    var relayLatency: Interval?
+    /// When a CallMeMaybe came last, and whether it named nothing.
+    var offeredAt: Instant?
+    var offersNothing = false
+    /// Addresses that were refused, oldest first; few.
+    var refused: [Refused] = []
+    /// When authenticated packets came last. Not part of a record: nothing is decided by it.
+    var heardAt: Instant?
+    /// The newest unknown address that such packets came from.
+    var lastMove: SocketAddress?
+    /// Since when packets leave and none come back; never while they do. Not part of a record: its effects are.
+    var silentSince = Instant.never
+    /// No further ping for silence before then.
+    var silenceHeldUntil = Instant(nanoseconds: 0)
     var lastRelayTransaction: TransactionID?
     var pingBudget: Budget
     var pongBudget: Budget
     var openBudget: Budget
+    var offerBudget: Budget
     /// Sources of pongs that are no candidates, oldest first; few.
     var extraAddresses: [SocketAddress] = []
     /// Earliest entry of this peer in the heap of timers.
@@ -69,14 +108,19 @@ struct PathPeer: Sendable {
     /// When something is due.
     func deadline(_ limits: Paths.Limits) -> Instant {
         var result = min(heartbeatAt, resendAt, callMeMaybeAt)
-        if let best { result = min(result, best.checkAt) }
+        if let best {
+            result = min(result, best.checkAt)
+            if silentSince != .never {
+                result = min(result, max(silentSince + limits.silence(best), silenceHeldUntil))
+            }
+        }
         if let first = sentPings.first { result = min(result, first.at + limits.pingTimeout) }
         return result
     }
 }
 
 /// So many things at once, then so many per second.
-struct Budget: Sendable {
+struct Budget: Hashable, Sendable, Codable {
     private let burst: UInt64
     private let perSecond: UInt64
     private var used: UInt64 = 0

@@ -17,15 +17,17 @@ extension Paths {
         var change = PeerChange.updated
         if peers[slot]!.discoKey != configuration.discoKey {
             guard let box = BoxKey(ours: discoKey, theirs: configuration.discoKey) else { return nil }
-            restart(slot, discoKey: configuration.discoKey, box: box, now: now)
+            forgetDisco(slot)
+            peers[slot]!.discoKey = configuration.discoKey
+            peers[slot]!.box = box
+            peers[slot]!.lastRelayTransaction = nil
+            rememberDisco(slot)
             change = .restarted
         }
-        if peers[slot]!.home != configuration.home {
-            peers[slot]!.home = configuration.home
-            noteRelayChange(slot, now: now)
-        }
-        setNodeList(slot, configuration.endpoints, now: now)
-        arm(slot)
+        let endpoints = Array(configuration.endpoints.prefix(limits.candidates))
+        handle(
+            .peer(home: configuration.home, endpoints: endpoints, isRestarted: change == .restarted), slot,
+            now: now)
         return change
     }
 
@@ -38,6 +40,7 @@ extension Paths {
         slotOfNode[peer.nodeKey] = nil
         forgetDisco(slot)
         peers[slot] = nil
+        recorder?.forget(slot)
         freeSlots.append(slot)
     }
 
@@ -49,27 +52,29 @@ extension Paths {
         if slot == peers.count { peers.append(nil) }
         peers[slot] = PathPeer(
             id: id, nodeKey: configuration.nodeKey, discoKey: configuration.discoKey, box: box,
-            home: configuration.home,
+            home: 0,
             pingBudget: Budget(burst: limits.pingBurst, perSecond: limits.pingsPerSecond),
             pongBudget: Budget(burst: limits.pongBurst, perSecond: limits.pongsPerSecond),
-            openBudget: Budget(burst: limits.failedOpensPerSecond, perSecond: limits.failedOpensPerSecond))
+            openBudget: Budget(burst: limits.failedOpensPerSecond, perSecond: limits.failedOpensPerSecond),
+            offerBudget: Budget(burst: limits.offerBurst, perSecond: limits.offersPerSecond))
         slotOfID[id] = slot
         slotOfNode[configuration.nodeKey] = slot
         rememberDisco(slot)
-        noteRelayChange(slot, now: now)
-        setNodeList(slot, configuration.endpoints, now: now)
+        let endpoints = Array(configuration.endpoints.prefix(limits.candidates))
+        handle(
+            .peer(home: configuration.home, endpoints: endpoints, isRestarted: false), slot, now: now)
         return true
     }
 
-    private mutating func restart(_ slot: Int, discoKey: DiscoPublicKey, box: BoxKey, now: Instant) {
+    mutating func handleRestart(_ slot: Int, now: Instant) {
         reset(slot, now: now)
-        forgetDisco(slot)
-        peers[slot]!.discoKey = discoKey
-        peers[slot]!.box = box
         peers[slot]!.lastRound = nil
-        peers[slot]!.lastRelayTransaction = nil
+        peers[slot]!.lastCallMeMaybe = nil
         peers[slot]!.relayRoute = nil
-        rememberDisco(slot)
+        peers[slot]!.offeredAt = nil
+        peers[slot]!.relayAnsweredAt = nil
+        peers[slot]!.refused = []
+        peers[slot]!.fruitlessRounds = 0
         report(.peerRestarted, slot, now: now)
     }
 
@@ -99,7 +104,7 @@ extension Paths {
 
     // MARK: Candidates
 
-    private mutating func setNodeList(_ slot: Int, _ endpoints: [SocketAddress], now: Instant) {
+    mutating func setNodeList(_ slot: Int, _ endpoints: [SocketAddress], now: Instant) {
         guard !isDirectBlocked else { return }
         for index in peers[slot]!.candidates.indices { peers[slot]!.candidates[index].isInNodeList = false }
         for address in endpoints.prefix(limits.candidates) {
@@ -116,17 +121,30 @@ extension Paths {
     ) -> Int? {
         if let index = peers[slot]!.candidateIndex(address) { return index }
         if let refusal = refusal(address, source) {
-            report(.candidateRefused(address, source, refusal), slot, now: now)
+            noteRefused(slot, address, source, refusal, now: now)
             return nil
         }
         if peers[slot]!.candidates.count >= limits.candidates, !displaceCandidate(slot, for: source, now: now)
         {
-            report(.candidateRefused(address, source, .tableFull), slot, now: now)
+            noteRefused(slot, address, source, .tableFull, now: now)
             return nil
         }
-        peers[slot]!.candidates.append(Candidate(address))
+        peers[slot]!.candidates.append(Candidate(address, now: now))
+        peers[slot]!.fruitlessRounds = 0
         report(.candidateAdded(address, source), slot, now: now)
         return peers[slot]!.candidates.count - 1
+    }
+
+    private mutating func noteRefused(
+        _ slot: Int, _ address: SocketAddress, _ source: CandidateSource, _ reason: CandidateRefusal,
+        now: Instant
+    ) {
+        let isKnown = peers[slot]!.refused.contains { $0.address == address && $0.reason == reason }
+        guard !isKnown else { return }
+        if peers[slot]!.refused.count >= limits.refusedAddresses { peers[slot]!.refused.removeFirst() }
+        peers[slot]!.refused.append(
+            PathPeer.Refused(address: address, source: source, reason: reason, at: now))
+        report(.candidateRefused(address, source, reason), slot, now: now)
     }
 
     private func refusal(_ address: SocketAddress, _ source: CandidateSource) -> CandidateRefusal? {
@@ -203,8 +221,19 @@ extension Paths {
         return peer.home == 0 ? nil : peer.home
     }
 
-    mutating func noteRelayRoute(_ slot: Int, region: Int) {
-        if peers[slot]!.relayRoute != region { peers[slot]!.relayRoute = region }
+    mutating func noteRelayRoute(_ slot: Int, region: Int, now: Instant) {
+        if peers[slot]!.relayRoute != region { handle(.heard(region: region), slot, now: now) }
+    }
+
+    mutating func handleRelayPeerGone(_ slot: Int, region: Int, now: Instant) {
+        guard peers[slot]!.relayRoute == region else { return }
+        peers[slot]!.relayRoute = nil
+        noteRelayChange(slot, now: now)
+    }
+
+    /// The peer that has this address as a candidate. Slow: for rare failures.
+    func slotOfCandidate(_ address: SocketAddress) -> Int? {
+        peers.indices.first { peers[$0]?.candidateIndex(address) != nil }
     }
 
     mutating func noteRelayChange(_ slot: Int, now: Instant) {

@@ -5,6 +5,31 @@ internal import HeapModule
 
 // When pings and CallMeMaybes are sent, and what their absence means.
 extension Paths {
+    /// Whether sending now has consequences beyond a note that the session is in use.
+    func wantsUse(_ slot: Int, now: Instant) -> Bool {
+        // Field by field: a copy of the whole would count references for each burst.
+        guard let last = peers[slot]!.lastSend, now.since(last) < limits.useResolution else { return true }
+        guard !isDirectBlocked else { return false }
+        if peers[slot]!.heartbeatAt == .never { return true }
+        if let best = peers[slot]!.best {
+            if best.isTrusted(at: now) { return false }
+            if best.doubtedSince == nil { return true }
+        }
+        guard let round = peers[slot]!.lastRound else { return true }
+        return now.since(round) >= roundPause(slot, limits.discovery)
+    }
+
+    /// `eager`, or longer when the search has been in vain for long.
+    private func roundPause(_ slot: Int, _ eager: Interval) -> Interval {
+        peers[slot]!.fruitlessRounds < 2 * limits.eagerRounds ? eager : limits.patientDiscovery
+    }
+
+    /// The session is in use: heartbeats go on, and a direct path is looked for.
+    mutating func handleUse(_ slot: Int, now: Instant) {
+        noteActive(slot, now: now)
+        if !(peers[slot]!.best?.isTrusted(at: now) ?? false) { seekDirectPath(slot, now: now) }
+    }
+
     /// The session is in use: heartbeats go on.
     mutating func noteActive(_ slot: Int, now: Instant) {
         peers[slot]!.lastSend = now
@@ -20,7 +45,12 @@ extension Paths {
             doubtBest(slot, .expired, now: now)
             return
         }
-        guard peers[slot]!.lastRound.map({ now.since($0) >= limits.discovery }) ?? true else { return }
+        let pause = roundPause(slot, limits.discovery)
+        guard peers[slot]!.lastRound.map({ now.since($0) >= pause }) ?? true else {
+            // The round was the peer's wish. It should still hear our addresses once, from ourselves.
+            if peers[slot]!.lastCallMeMaybe == nil { offerEndpoints(slot, now: now) }
+            return
+        }
         startRound(slot, callMeMaybe: true, now: now)
     }
 
@@ -38,7 +68,9 @@ extension Paths {
                 return first == second ? a < b : (first?.nanoseconds ?? 0) < (second?.nanoseconds ?? 0)
             }
         for index in due { probe(slot, index, now: now) }
-        if callMeMaybe { offerEndpoints(slot, now: now) }
+        // §4.2: a peer whose addresses were all pinged just now heard from us a moment ago.
+        if callMeMaybe, !due.isEmpty || candidates.isEmpty { offerEndpoints(slot, now: now) }
+        if !(peers[slot]!.best?.isTrusted(at: now) ?? false) { peers[slot]!.fruitlessRounds += 1 }
         scheduleResend(slot, now: now)
         arm(slot)
     }
@@ -47,7 +79,8 @@ extension Paths {
         guard let first = limits.resend.first, !(peers[slot]!.best?.isTrusted(at: now) ?? false) else {
             return
         }
-        peers[slot]!.resendStep = 0
+        let isPatient = peers[slot]!.fruitlessRounds > limits.eagerRounds
+        peers[slot]!.resendStep = isPatient ? limits.resend.count - 1 : 0
         peers[slot]!.resendAt = now + first
     }
 
@@ -71,16 +104,27 @@ extension Paths {
 
     /// False: the budget of this peer is used up.
     @discardableResult
-    mutating func sendPing(_ slot: Int, _ via: PathVia, _ purpose: ProbePurpose, now: Instant) -> Bool {
-        guard peers[slot]!.pingBudget.take(now: now) else {
+    mutating func sendPing(
+        _ slot: Int, _ via: PathVia, _ purpose: ProbePurpose, bytes: Int = Disco.paddedBytes, now: Instant
+    ) -> Bool {
+        // What keeps the chosen address alive is paced by timers and must not starve behind the search.
+        var isPaced = purpose == .heartbeat || purpose == .liveness
+        if case (.user, .relay) = (purpose, via) { isPaced = true }
+        guard isPaced || peers[slot]!.pingBudget.take(now: now) else {
             counters.pingsWithheld += 1
             return false
         }
         let id = TransactionID(using: &random)
-        guard enqueue(.ping(peers[slot]!.id, via, id, purpose)) else { return false }
-        peers[slot]!.sentPings.append(PathPeer.SentPing(id: id, via: via, at: now, purpose: purpose))
+        guard enqueue(.ping(peers[slot]!.id, via, id, bytes: bytes)) else { return false }
+        peers[slot]!.pingCount += 1
+        peers[slot]!.sentPings.append(
+            PathPeer.SentPing(
+                id: id, number: peers[slot]!.pingCount, via: via, at: now, purpose: purpose, bytes: bytes))
+        if case .udp(let address) = via, let index = peers[slot]!.candidateIndex(address) {
+            peers[slot]!.candidates[index].probes += 1
+        }
         if case .user(let token) = purpose { userPings[token]?.outstanding += 1 }
-        report(.probed(via, purpose, bytes: Disco.paddedBytes), slot, now: now)
+        report(.probed(via, purpose, bytes: bytes), slot, now: now)
         arm(slot)
         return true
     }
@@ -118,6 +162,10 @@ extension Paths {
 
     /// Tells the machine its own addresses; also when they did not change, since they are fresh then.
     package mutating func setOwnEndpoints(_ endpoints: [SocketAddress], now: Instant) {
+        handle(.ownEndpoints(endpoints), now: now)
+    }
+
+    mutating func handleOwnEndpoints(_ endpoints: [SocketAddress], now: Instant) {
         let isChanged = Set(endpoints) != Set(ownEndpoints)
         ownEndpoints = endpoints
         ownEndpointsAt = now
@@ -133,32 +181,6 @@ extension Paths {
                 sendCallMeMaybe(slot, region: region, now: now)
             }
         }
-    }
-
-    // MARK: Trust
-
-    /// Packets go both ways until the address answers.
-    mutating func doubtBest(_ slot: Int, _ reason: DoubtReason, now: Instant) {
-        guard let best = peers[slot]!.best, best.doubtedSince == nil else { return }
-        peers[slot]!.best!.doubtedSince = now
-        report(.doubted(best.measured.address, reason), slot, now: now)
-        if peers[slot]!.best!.unanswered == 0 { peers[slot]!.best!.unansweredSince = now }
-        peers[slot]!.best!.unanswered += 1
-        peers[slot]!.best!.checkAt = now + patience(slot)
-        sendPing(slot, .udp(best.measured.address), .liveness, now: now)
-        startRound(slot, callMeMaybe: true, now: now)
-    }
-
-    mutating func loseBest(_ slot: Int, _ reason: PathLoss, now: Instant) {
-        guard let best = peers[slot]!.best else { return }
-        peers[slot]!.best = nil
-        report(.lost(best.measured.address, reason), slot, now: now)
-    }
-
-    /// How long an answer of the chosen address may take.
-    private func patience(_ slot: Int) -> Interval {
-        let usual = (peers[slot]!.best?.measured.latency ?? .zero) * 4
-        return min(max(usual, limits.patience.least), limits.patience.most)
     }
 
     private mutating func handleHeartbeat(_ slot: Int, now: Instant) {
@@ -180,30 +202,11 @@ extension Paths {
     }
 
     private func wantsRound(_ slot: Int, now: Instant) -> Bool {
-        guard let best = peers[slot]!.best, let last = peers[slot]!.lastRound, best.isTrusted(at: now) else {
-            return true
+        guard let last = peers[slot]!.lastRound else { return true }
+        guard let best = peers[slot]!.best, best.isTrusted(at: now) else {
+            return now.since(last) >= roundPause(slot, .zero)
         }
         return best.measured.latency > limits.goodEnough && now.since(last) >= limits.upgrade
-    }
-
-    /// Pings of the chosen address are not answered.
-    private mutating func handleUnanswered(_ slot: Int, now: Instant) {
-        guard let best = peers[slot]!.best else { return }
-        if endDataDoubt(slot, now: now) { return }
-        if let since = best.doubtedSince, now.since(since) >= limits.doubt {
-            loseBest(slot, .unanswered, now: now)
-            return
-        }
-        if best.doubtedSince == nil, best.unanswered >= 2 {
-            doubtBest(slot, .unanswered, now: now)
-            return
-        }
-        peers[slot]!.best!.unanswered += 1
-        peers[slot]!.best!.checkAt = now + patience(slot)
-        if let since = best.doubtedSince {
-            peers[slot]!.best!.checkAt = min(now + patience(slot) * 2, since + limits.doubt)
-        }
-        sendPing(slot, .udp(best.measured.address), .liveness, now: now)
     }
 
     private mutating func handleResend(_ slot: Int, now: Instant) {
@@ -216,7 +219,10 @@ extension Paths {
             probe(slot, index, now: now)
         }
         peers[slot]!.resendStep += 1
-        guard peers[slot]!.resendStep < limits.resend.count else { return }
+        guard peers[slot]!.resendStep < limits.resend.count else {
+            sendSmallPings(slot, now: now)
+            return
+        }
         peers[slot]!.resendAt = now + limits.resend[peers[slot]!.resendStep]
     }
 
@@ -249,12 +255,14 @@ extension Paths {
             // The slot may have another owner by now; looking is cheap.
             guard peers[slot] != nil else { continue }
             if timer.at >= peers[slot]!.timerAt { peers[slot]!.timerAt = .never }
-            handleTimeout(slot, now: now)
-            if peers[slot] != nil { arm(slot) }
+            checkSilence(slot, now: now)
+            // A stale timer is no input.
+            if peers[slot]!.deadline(limits) <= now { handle(.timeout, slot, now: now) }
+            arm(slot)
         }
     }
 
-    private mutating func handleTimeout(_ slot: Int, now: Instant) {
+    mutating func handleTimeout(_ slot: Int, now: Instant) {
         handlePingTimeouts(slot, now: now)
         if now >= peers[slot]!.callMeMaybeAt {
             peers[slot]!.callMeMaybeAt = .never
@@ -277,6 +285,15 @@ extension Paths {
         let token = nextToken
         nextToken += 1
         userPings[token] = UserPing(peer: id)
+        handle(.userPing(token: token), slot, now: now)
+        guard userPings[token]?.outstanding ?? 0 > 0 else {
+            userPings[token] = nil
+            return nil
+        }
+        return token
+    }
+
+    mutating func handleUserPing(_ token: UInt64, _ slot: Int, now: Instant) {
         noteActive(slot, now: now)
         if let best = peers[slot]!.best, best.isTrusted(at: now) {
             sendPing(slot, .udp(best.measured.address), .user(token: token), now: now)
@@ -291,11 +308,6 @@ extension Paths {
             }
             seekDirectPath(slot, now: now)
         }
-        guard userPings[token]?.outstanding ?? 0 > 0 else {
-            userPings[token] = nil
-            return nil
-        }
-        return token
     }
 
     mutating func settleUserPing(_ purpose: ProbePurpose, isAnswered: Bool, _ slot: Int, now: Instant) {

@@ -32,6 +32,11 @@ public struct Paths: ~Copyable, Sendable {
         /// Unanswered discovery pings are sent again after these steps: most losses of a first ping are a NAT that
         /// was not open yet. Ours.
         package var resend: [Interval] = [50, 100, 150, 200, 250, 250].map { .milliseconds($0) }
+        /// After so many rounds in vain their pings are resent once only, and after twice as many they come rarely:
+        /// a pair that cannot have a direct path should not try all the time.
+        package var eagerRounds = 4
+        /// Between rounds from then on.
+        package var patientDiscovery = Interval.seconds(15)
         /// A heartbeat that is unanswered after four round trips, within these bounds, is repeated; the second
         /// such makes the address doubtful. Ours: upstream waits for the end of trust.
         package var patience = (least: Interval.milliseconds(200), most: Interval.milliseconds(800))
@@ -43,6 +48,23 @@ public struct Paths: ~Copyable, Sendable {
         package var dataDoubt = Interval.milliseconds(1_500)
         /// An address that answered pings but lost data is not chosen for this long, doubling up to 32 times.
         package var shun = Interval.seconds(10)
+        /// Between small pings that find out whether a path is too narrow, and how many addresses get them.
+        package var sizing = (period: Interval.seconds(60), addresses: 6)
+        /// Sizes of those, bytes on the wire.
+        package var smallSizes = [1_200, 800, 400]
+        /// Use is noted this often.
+        package var useResolution = Interval.seconds(1)
+        /// An address that was pinged just now is not pinged again because a CallMeMaybe asks for it.
+        package var offerPause = Interval.milliseconds(10)
+        /// CallMeMaybes of a peer that are looked at: at once and per second.
+        package var offerBurst = 20
+        package var offersPerSecond = 4
+        /// Events per second about dropped messages; more are only counted.
+        package var refusalsPerSecond = 20
+        /// Refused addresses remembered per peer, for explanations.
+        package var refusedAddresses = 16
+        /// What the recorder keeps; nil for none.
+        package var recording: RecorderLimits? = RecorderLimits()
         /// Addresses kept per peer.
         package var candidates = 100
         /// Pings per peer: at most this at once, and so many per second after. Together ≤ 100 in 5 s, so that a
@@ -62,6 +84,12 @@ public struct Paths: ~Copyable, Sendable {
         package var userPings = 64
 
         package init() {}
+
+        /// Packets leave and none come back for so long: ask the address. Within a fifth of a second in all, so
+        /// that the first retransmission of TCP (200 ms) already goes both ways.
+        func silence(_ best: PathPeer.Best) -> Interval {
+            min(max(best.measured.latency * 2, .milliseconds(60)), .milliseconds(500))
+        }
     }
 
     /// Who a peer is and where it may be.
@@ -121,11 +149,12 @@ public struct Paths: ~Copyable, Sendable {
         package var eventsDropped: UInt64 = 0
         package var outputsDropped: UInt64 = 0
         package var pingsWithheld: UInt64 = 0
+        package var refusalsUnreported: UInt64 = 0
     }
 
     enum Pending {
-        case ping(PeerID, PathVia, TransactionID, ProbePurpose)
-        case pong(PeerID, Source, TransactionID)
+        case ping(PeerID, PathVia, TransactionID, bytes: Int)
+        case pong(PeerID, Source, TransactionID, bytes: Int)
         case callMeMaybe(PeerID, region: Int)
     }
 
@@ -157,6 +186,11 @@ public struct Paths: ~Copyable, Sendable {
     package internal(set) var isDirectBlocked = false
     /// Set when a CallMeMaybe waits for the own addresses. `setOwnEndpoints` clears it.
     package internal(set) var needsFreshEndpoints = false
+    var refusalBudget: Budget
+    /// Whether the caller says when packets of peers arrive. Without that, silence means nothing.
+    var hearsPackets = false
+    /// What was asked and said lately.
+    package internal(set) var recorder: PathRecorder?
 
     /// The machine of one node. `discoKey` is fresh per process; addresses within `tunnelPrefixes` are never tried.
     package init(
@@ -169,6 +203,8 @@ public struct Paths: ~Copyable, Sendable {
         self.tunnelPrefixes = tunnelPrefixes
         self.limits = limits
         self.random = random
+        refusalBudget = Budget(burst: limits.refusalsPerSecond, perSecond: limits.refusalsPerSecond)
+        recorder = limits.recording.map { PathRecorder(limits: $0) }
     }
 
     /// fd60:627a:a42b::/48 and fd7a:115c:a1e0::/48: the addresses inside the tunnel.
@@ -182,10 +218,30 @@ public struct Paths: ~Copyable, Sendable {
     /// Where to send the peer's next packets. Counts as use: keeps the session active and looks for a direct path.
     package mutating func route(to id: PeerID, now: Instant) -> Route {
         guard let slot = slotOfID[id] else { return Route() }
-        noteActive(slot, now: now)
-        if let best = peers[slot]!.best, best.isTrusted(at: now) { return Route(udp: best.measured.address) }
-        seekDirectPath(slot, now: now)
+        if wantsUse(slot, now: now) { handle(.use, slot, now: now) }
+        if let best = peers[slot]!.best, best.isTrusted(at: now) {
+            if hearsPackets, peers[slot]!.silentSince == .never { beginSilence(slot, now: now) }
+            return Route(udp: best.measured.address)
+        }
         return Route(udp: peers[slot]!.best?.measured.address, relay: relayRegion(slot))
+    }
+
+    /// Authenticated packets of this peer arrived, whichever way. Call it once per burst: a chosen address that
+    /// swallows what is sent is then found out within a fifth of a second instead of at the next heartbeat.
+    ///
+    /// `source` is where they came from, when that is known: a peer whose NAT forgot it is found at its new address
+    /// by its first packet.
+    package mutating func noteReceived(_ id: PeerID, from source: SocketAddress? = nil, now: Instant) {
+        hearsPackets = true
+        guard let slot = slotOfID[id] else { return }
+        peers[slot]!.silentSince = .never
+        peers[slot]!.heardAt = now
+        if let source { noteDirectData(slot, from: source, now: now) }
+        guard let source, slotOfAddress[source] != slot, peers[slot]!.lastMove != source, !isDirectBlocked
+        else { return }
+        // Once per address: a NAT that gives a new port to each packet must not make us ping for ever.
+        peers[slot]!.lastMove = source
+        handle(.moved(source), slot, now: now)
     }
 
     /// Whose packets come from this address. Packets of others are dropped.
@@ -197,39 +253,39 @@ public struct Paths: ~Copyable, Sendable {
     package func peer(forNode key: NodePublicKey) -> PeerID? { slotOfNode[key].map { peers[$0]!.id } }
 
     /// Whose packet this is that came through a relay; remembers that the peer is reachable there.
-    package mutating func peer(forNode key: NodePublicKey, throughRelay region: Int) -> PeerID? {
+    package mutating func peer(
+        forNode key: NodePublicKey, throughRelay region: Int, now: Instant = Instant(nanoseconds: 0)
+    ) -> PeerID? {
         guard let slot = slotOfNode[key] else { return nil }
-        noteRelayRoute(slot, region: region)
+        noteRelayRoute(slot, region: region, now: now)
         return peers[slot]!.id
     }
 
-    /// The system refused to send to this address (`EMSGSIZE`, `ENETUNREACH`, …).
-    package mutating func noteSendFailure(to address: SocketAddress, now: Instant) {
-        guard let slot = slotOfAddress[address], peers[slot]!.best?.measured.address == address else {
-            return
-        }
-        doubtBest(slot, .sendFailed, now: now)
+    /// The system refused to send to this address.
+    package mutating func noteSendFailure(
+        to address: SocketAddress, _ failure: SendFailure = .unreachable, now: Instant
+    ) {
+        guard let slot = slotOfAddress[address] ?? slotOfCandidate(address) else { return }
+        handle(.sendFailed(address, failure), slot, now: now)
     }
 
     // MARK: Relays
 
     /// A connection to this region is up.
-    package mutating func relayConnected(_ region: Int) {
-        if !openRegions.contains(region) { openRegions.append(region) }
+    package mutating func relayConnected(_ region: Int, now: Instant = Instant(nanoseconds: 0)) {
+        guard !openRegions.contains(region) else { return }
+        handle(.relayUp(region: region), now: now)
     }
 
     /// The connection to this region is gone, and with it what was learnt through it.
     package mutating func relayDisconnected(_ region: Int, now: Instant) {
-        openRegions.removeAll { $0 == region }
-        for slot in peers.indices where peers[slot]?.relayRoute == region { peers[slot]!.relayRoute = nil }
-        for slot in peers.indices where peers[slot] != nil { noteRelayChange(slot, now: now) }
+        handle(.relayDown(region: region), now: now)
     }
 
     /// The relay says that this node is not connected to it.
     package mutating func relayPeerGone(_ region: Int, node: NodePublicKey, now: Instant) {
         guard let slot = slotOfNode[node], peers[slot]!.relayRoute == region else { return }
-        peers[slot]!.relayRoute = nil
-        noteRelayChange(slot, now: now)
+        handle(.relayPeerGone(region: region), slot, now: now)
     }
 
     // MARK: Events
@@ -242,7 +298,44 @@ public struct Paths: ~Copyable, Sendable {
             events.removeFirst()
             counters.eventsDropped += 1
         }
-        events.append(PathEvent(at: now, peer: slot.flatMap { peers[$0]?.id }, kind: kind))
+        let event = PathEvent(at: now, peer: slot.flatMap { peers[$0]?.id }, kind: kind)
+        if let slot { recorder?.note(event, slot) }
+        events.append(event)
+    }
+
+    /// How large everything is that peers can make grow.
+    package struct Sizes: Hashable, Sendable {
+        /// Of the peer that has most.
+        package var candidates = 0
+        package var pings = 0
+        package var timers = 0
+        package var addresses = 0
+        package var outputs = 0
+        package var recorded = 0
+
+        package init() {}
+    }
+
+    /// How large everything is that peers can make grow. Cost: linear in peers.
+    package var sizes: Sizes {
+        var result = Sizes()
+        for case let peer? in peers {
+            result.candidates = max(result.candidates, peer.candidates.count)
+            result.pings = max(result.pings, peer.sentPings.count)
+        }
+        result.timers = timers.count
+        result.addresses = slotOfAddress.count
+        result.outputs = outputs.count
+        result.recorded = recorder?.entries ?? 0
+        return result
+    }
+
+    /// The trusted address of a peer.
+    package func directAddress(of id: PeerID, now: Instant) -> SocketAddress? {
+        guard let slot = slotOfID[id], let best = peers[slot]!.best, best.isTrusted(at: now) else {
+            return nil
+        }
+        return best.measured.address
     }
 
     /// How a peer is reached, for people.

@@ -57,6 +57,8 @@ final class PathSimulator {
             paths.setPeer(id, configuration, now: now)
         }
         func ping(_ id: PeerID, now: Instant) -> UInt64? { paths.ping(id, now: now) }
+        func recording(of id: PeerID) -> PathRecording? { paths.recording(of: id) }
+        var recordedEntries: Int { paths.recorder?.entries ?? 0 }
         var counters: Paths.Counters { paths.counters }
         var nextDeadline: Instant { paths.nextDeadline }
         var needsFreshEndpoints: Bool { paths.needsFreshEndpoints }

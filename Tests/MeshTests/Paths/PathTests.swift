@@ -147,6 +147,10 @@ import Testing
         }
         callMeMaybe([first, second])
         #expect(pings(first) == 1 && pings(second) == 1)
+        // Not at the same moment: a swarm is one wish.
+        callMeMaybe([first, second])
+        #expect(pings(first) == 1 && pings(second) == 1)
+        network.run(.milliseconds(20))
         callMeMaybe([second])
         #expect(pings(second) == 2)
         let addresses = a.status(of: b.id, now: network.now)?.candidates.map(\.address)
