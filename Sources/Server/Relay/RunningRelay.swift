@@ -20,6 +20,7 @@ final class RunningRelay: Sendable {
     private let dialer: MeshDialer
     private let registration: RelayRegistration?
     private let registering: Task<Void, Never>?
+    private let door: PlainDoor?
     private let listeners: [Task<Void, Never>]
     private let failures: AsyncStream<String>
     private let isFailed = Atomic<Bool>(false)
@@ -35,22 +36,20 @@ final class RunningRelay: Sendable {
 
     private init(
         _ parts: Parts, options: RelayOptions, logger: Logger, registered: RelayRegistration.Answer?
-    )
-        async
-    {
+    ) async throws {
         (group, http, relay, stun, registration) = (
             parts.group, parts.http, parts.relay, parts.stun, parts.registration
         )
         self.logger = logger
         drainSeconds = options.drainSeconds
-        ports = parts.servers.map(\.port)
-        let door = RelayDoor(relay: parts.relay, group: parts.group, logger: logger)
-        let responder = RelayResponder(door: door, stun: parts.stun, version: options.version)
+        ports = (parts.plain.map { [$0.port] } ?? []) + parts.servers.map(\.port)
+        let upgrades = RelayDoor(relay: parts.relay, group: parts.group, logger: logger)
+        let responder = RelayResponder(door: upgrades, stun: parts.stun, version: options.version)
         self.responder = responder
         let (stream, continuation) = AsyncStream.makeStream(
             of: String.self, bufferingPolicy: .bufferingNewest(1))
         failures = stream
-        listeners = parts.servers.map { server in
+        let servers = parts.servers.map { server in
             Task {
                 do {
                     try await server.run { stream in
@@ -64,6 +63,19 @@ final class RunningRelay: Sendable {
                     continuation.yield("a listener failed: \(error)")
                 }
             }
+        }
+        if let plain = parts.plain {
+            let (sockets, queue) = AsyncStream.makeStream(
+                of: Int32.self, bufferingPolicy: .bufferingOldest(1_024))
+            self.door = try PlainDoor(plain, relay: parts.relay) { number in
+                if case .enqueued = queue.yield(number) { return }
+                OwnedDescriptor(taking: number).close()
+            }
+            let group = parts.group
+            listeners = servers + [Task { await Self.serve(sockets, group, responder, logger) }]
+        } else {
+            self.door = nil
+            listeners = servers
         }
         let dialer = MeshDialer(relay: parts.relay, http: parts.http, logger: logger)
         self.dialer = dialer
@@ -83,6 +95,34 @@ final class RunningRelay: Sendable {
         }
     }
 
+    /// Answers what is no relay connection.
+    private static func serve(
+        _ sockets: AsyncStream<Int32>, _ group: MultiThreadedEventLoopGroup, _ responder: RelayResponder,
+        _ logger: Logger
+    ) async {
+        await withDiscardingTaskGroup { tasks in
+            for await number in sockets {
+                tasks.addTask {
+                    do {
+                        let stream = try await ClientBootstrap(group: group)
+                            .channelOption(.autoRead, value: false)
+                            .withConnectedSocket(number) { channel in
+                                channel.eventLoop.makeCompletedFuture {
+                                    try ByteStream(wrapping: channel, isEncrypted: false)
+                                }
+                            }
+                        await Connection(
+                            stream: stream, responder: responder, logger: logger, commonFields: []
+                        ).run()
+                    } catch {
+                        logger.debug("connection not served", metadata: ["error": "\(error)"])
+                    }
+                }
+            }
+            tasks.cancelAll()
+        }
+    }
+
     /// Returns when it cannot go on, or the task is cancelled.
     func failed() async {
         var iterator = failures.makeAsyncIterator()
@@ -94,15 +134,17 @@ final class RunningRelay: Sendable {
     /// Tells the server and the clients, waits for them to leave within the drain time, and ends.
     func stop() async {
         responder.drain()
+        door?.drain()
         registering?.cancel()
         await registering?.value
         await registration?.deregister()
-        let (relay, stun, seconds) = (relay, stun, drainSeconds)
+        let (relay, stun, door, seconds) = (relay, stun, door, drainSeconds)
         // Waits for the relay's thread.
         await withCheckedContinuation { continuation in
             DispatchQueue.global().async {
                 relay.drain(nanoseconds: UInt64(max(0, seconds)) * 1_000_000_000, waitsForClients: true)
                 stun?.close()
+                door?.stop()
                 continuation.resume()
             }
         }
@@ -124,6 +166,7 @@ extension RunningRelay {
     private struct Parts {
         var group: MultiThreadedEventLoopGroup
         var http: HTTPClient
+        var plain: PlainDoor.Listener?
         var servers: [HTTPServer]
         var relay: Relay
         var stun: STUNListener?
@@ -144,13 +187,13 @@ extension RunningRelay {
         let http = HTTPClient(configuration: configuration)
         do {
             let urls = try options.meshWith.map(url)
-            let servers = try await bind(options, group: group, logger: logger)
+            let (plain, servers) = try await bind(options, group: group, logger: logger)
             var meshKey = try self.meshKey(options)
             var registered: RelayRegistration.Answer?
             var registration: RelayRegistration?
             if !options.isStandalone {
                 let made = try RelayRegistration(
-                    options, port: servers.first?.port, http: http, logger: logger)
+                    options, port: plain?.port ?? servers.first?.port, http: http, logger: logger)
                 let answer = try await made.first()
                 meshKey = answer.meshKey
                 (registration, registered) = (made, answer)
@@ -158,9 +201,9 @@ extension RunningRelay {
             let stun = STUNListener.open(options.stunAddress, logger: logger)
             let relay = try makeRelay(options, meshKey: meshKey, http: http, logger: logger)
             let parts = Parts(
-                group: group, http: http, servers: servers, relay: relay, stun: stun,
+                group: group, http: http, plain: plain, servers: servers, relay: relay, stun: stun,
                 registration: registration, meshWith: urls)
-            let running = await RunningRelay(
+            let running = try await RunningRelay(
                 parts, options: options, logger: logger, registered: registered)
             announce(running, options, registered, say)
             return running
@@ -240,16 +283,26 @@ extension RunningRelay {
 
     private static func bind(
         _ options: RelayOptions, group: MultiThreadedEventLoopGroup, logger: Logger
-    ) async throws -> [HTTPServer] {
+    ) async throws -> (PlainDoor.Listener?, [HTTPServer]) {
         var servers: [HTTPServer] = []
+        var plain: PlainDoor.Listener?
         func listen(_ text: String, _ tls: Certificates?) async throws {
             guard let (host, port) = HostPort.split(text), let port else {
                 throw RelayStartError(description: "\"\(text)\" is not an address of the form host:port")
             }
+            let name = host.isEmpty ? "0.0.0.0" : host
+            if tls == nil {
+                do {
+                    plain = try PlainDoor.Listener(host: name, port: port)
+                } catch {
+                    throw RelayStartError(description: "cannot listen on \(text): \(error)")
+                }
+                if plain != nil { return }
+            }
             servers.append(
                 try await HTTPServer(
-                    host: host.isEmpty ? "0.0.0.0" : host, port: port, tls: tls, group: group,
-                    logger: logger, maximumConnections: maximumConnections))
+                    host: name, port: port, tls: tls, group: group, logger: logger,
+                    maximumConnections: maximumConnections))
         }
         if !options.httpAddress.isEmpty { try await listen(options.httpAddress, nil) }
         if !options.tlsAddress.isEmpty {
@@ -257,10 +310,10 @@ extension RunningRelay {
                 chains: options.certificateFiles, keys: options.keyFiles, logger: logger)
             try await listen(options.tlsAddress, certificates)
         }
-        guard !servers.isEmpty else {
+        guard plain != nil || !servers.isEmpty else {
             throw RelayStartError(
                 description: "neither --http-address nor --tls-address: nothing to listen on")
         }
-        return servers
+        return (plain, servers)
     }
 }
