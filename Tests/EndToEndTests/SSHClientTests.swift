@@ -156,7 +156,7 @@ extension EndToEndTests {
             t send-keys "clear; seq 1 5000 | less; echo do''ne2" Enter; wait_for '23'
             t send-keys G; wait_for '5000'; t send-keys q; wait_for 'done2'
             for i in $(seq 1 40); do t resize-window -x $((60 + i)) -y $((20 + i % 10)); done
-            t resize-window -x 97 -y 31; t send-keys "clear; echo size \\$(stty size) end" Enter
+            t resize-window -x 97 -y 31; sleep 1; t send-keys "clear; echo size \\$(stty size) end" Enter
             wait_for 'size 31 97 end'
             t send-keys "echo go''ing; sleep 100" Enter; wait_for going
             t send-keys C-c; t send-keys "echo al''ive" Enter; wait_for alive
