@@ -10,6 +10,8 @@ import Testing
     static let allowed: [String: Set<String>] = [
         "LinuxIO": ["CLinux"],
         "Mesh": ["CChaPoly", "CSodium", "CLinux", "LinuxIO"],
+        "NetSim": ["Mesh"],
+        "coder-netsim": ["LinuxIO", "Mesh", "NetSim"],
         "RPC": [],
         "SSH": ["CSodium"],
         "Resume": ["CSodium"],
@@ -28,7 +30,7 @@ import Testing
     static let pureFolders = [
         "Sources/Mesh/Addresses", "Sources/Mesh/Keys", "Sources/Mesh/WireGuard", "Sources/Mesh/Netstack",
         "Sources/Mesh/UAPI", "Sources/Mesh/Disco", "Sources/Mesh/STUN", "Sources/Mesh/DERP",
-        "Sources/Mesh/Paths", "Sources/SSH", "Sources/Resume",
+        "Sources/Mesh/Paths", "Sources/NetSim", "Sources/SSH", "Sources/Resume",
         "Sources/RPC", "Sources/Coordinator",
     ]
     static let impure = ["LinuxIO", "CLinux", "Glibc", "Musl", "Dispatch", "Foundation", "NIO", "Logging"]
