@@ -67,9 +67,11 @@ var targets: [Target] = [
     .target(
         name: "DERPRelay", dependencies: ["LinuxIO", "Mesh"], exclude: ["README.md"], swiftSettings: base),
 
+    .target(
+        name: "TestSupport", dependencies: ["LinuxIO"], path: "Tests/TestSupport", swiftSettings: base),
     .testTarget(name: "LinuxIOTests", dependencies: ["LinuxIO"], swiftSettings: base),
     .testTarget(
-        name: "MeshTests", dependencies: ["Mesh", "LinuxIO", "CSodium"], swiftSettings: base),
+        name: "MeshTests", dependencies: ["Mesh", "LinuxIO", "CSodium", "TestSupport"], swiftSettings: base),
     .testTarget(name: "NetSimTests", dependencies: ["NetSim", "Mesh"], swiftSettings: base),
     .testTarget(name: "RPCTests", dependencies: ["RPC", protobuf], swiftSettings: base),
     .testTarget(name: "SSHTests", dependencies: ["SSH", "LinuxIO"], swiftSettings: base),
@@ -134,7 +136,7 @@ if !pureOnly {
             name: "AgentTests", dependencies: ["Agent", "RPC", "SSH", "LinuxIO"], swiftSettings: base),
         .testTarget(
             name: "ServerTests",
-            dependencies: ["Server", "HTTPTransport", "RPC", "Mesh", "LinuxIO", protobuf],
+            dependencies: ["Server", "HTTPTransport", "RPC", "Mesh", "LinuxIO", "TestSupport", protobuf],
             swiftSettings: base),
         .testTarget(
             name: "HTTPTransportTests", dependencies: nio + ["HTTPTransport", "LinuxIO", crypto],
@@ -142,7 +144,7 @@ if !pureOnly {
         .testTarget(
             name: "CLITests", dependencies: ["CLI", "HTTPTransport", "Mesh", "LinuxIO"], exclude: ["Golden"],
             swiftSettings: base),
-        .testTarget(name: "EndToEndTests", dependencies: [], swiftSettings: base),
+        .testTarget(name: "EndToEndTests", dependencies: ["TestSupport"], swiftSettings: base),
     ]
 }
 

@@ -334,6 +334,8 @@ static int drop_code(struct dl_phdr_info *object, size_t size, void *context) {
     return 0;
 }
 
+void clinux_return_large_blocks(int bytes) { (void)mallopt(M_MMAP_THRESHOLD, bytes); }
+
 void clinux_trim_memory(void) {
     malloc_trim(0);
     dl_iterate_phdr(drop_code, NULL);

@@ -141,7 +141,7 @@ int clinux_thread_short_turns(uint64_t nanoseconds, int niceness) {
     } attributes;
     memset(&attributes, 0, sizeof attributes);
     attributes.size = sizeof attributes;
-    attributes.nice = niceness;
+    attributes.nice = niceness > 19 ? getpriority(PRIO_PROCESS, 0) : niceness;
     attributes.runtime = nanoseconds;
     if (syscall(SYS_sched_setattr, 0, &attributes, 0) == 0) return 0;
     attributes.nice = getpriority(PRIO_PROCESS, 0);

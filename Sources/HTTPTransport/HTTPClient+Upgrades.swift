@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Crypto
-internal import Dispatch
 internal import Glibc
 public import LinuxIO
 internal import NIOCore
@@ -117,9 +116,9 @@ extension HTTPClient {
                             .unreachable, origin: request.url.origin, detail: "no descriptor left")
                     }
                     // A blocking read of a few hundred bytes; cancellation is noticed when it ends.
-                    DispatchQueue.global().async {
+                    try DedicatedThread(name: "http-upgrade") {
                         RawUpgrade.run(OwnedDescriptor(taking: copy), request, deadline, pending)
-                    }
+                    }.detach()
                 } catch {
                     pending.fail(error)
                 }

@@ -127,6 +127,10 @@ public struct ChildProcess: ~Copyable, Sendable {
 
 /// Memory of this program.
 public enum ProgramMemory {
+    /// From now on blocks of 512 KiB and more go back to the system when they are freed, instead of staying for the
+    /// next one: glibc keeps ever larger ones by default. Cheap, may be called again.
+    public static func returnLargeBlocks() { clinux_return_large_blocks(512 << 10) }
+
     /// Returns what all threads have freed to the system, and the mapped pages of code, of which the needed ones come
     /// back from the page cache. Costs milliseconds: for moments of rest.
     public static func releaseFree() { clinux_trim_memory() }

@@ -84,9 +84,9 @@ public final class DedicatedThread: Sendable {
     }
 
     /// Asks the scheduler to serve the calling thread in short turns, and so sooner (Linux 6.12; without effect
-    /// before), and with the given niceness if that is allowed.
-    public static func takeShortTurns(nanoseconds: UInt64, nice: Int32) {
-        _ = clinux_thread_short_turns(nanoseconds, nice)
+    /// before), and with the given niceness if that is allowed; nil keeps it.
+    public static func takeShortTurns(nanoseconds: UInt64, nice: Int32? = nil) {
+        _ = clinux_thread_short_turns(nanoseconds, nice ?? .max)
     }
 
     /// Waits for the end of the thread. Call exactly once, from another thread.
@@ -94,6 +94,21 @@ public final class DedicatedThread: Sendable {
 
     /// Lets the thread end by itself. Call at most once, and then never `join`.
     public func detach() { clinux_thread_detach(handle) }
+
+    /// Runs what may block on a thread of its own, while the task waits: the threads that tasks share are few (on
+    /// Linux those of Dispatch's global queues too), and a program whose shared threads all wait stands still.
+    /// Throws what `body` throws, and `SystemError` when there is no thread.
+    public static func run<R: Sendable>(
+        name: String = "blocking", _ body: @escaping @Sendable () throws -> R
+    ) async throws -> R {
+        try await withCheckedThrowingContinuation { continuation in
+            do {
+                try DedicatedThread(name: name) { continuation.resume(with: Result { try body() }) }.detach()
+            } catch {
+                continuation.resume(throwing: error)
+            }
+        }
+    }
 }
 
 /// Host names.

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import Dispatch
 import Glibc
 import LinuxIO
 import Synchronization
@@ -48,11 +47,11 @@ final class StubServer: Sendable {
         guard bound else { throw SystemError(call: "bind") }
         self.listener = listener
         port = Int(UInt16(bigEndian: address.sin_port))
-        DispatchQueue(label: "stub server").async { [log] in
+        try DedicatedThread(name: "stub-server") { [log] in
             while true {
                 let accepted = accept(listener, nil, nil)
                 guard accepted >= 0 else { return }
-                DispatchQueue.global().async {
+                let connection = try? DedicatedThread(name: "stub-connection") {
                     let descriptor = OwnedDescriptor(taking: accepted)
                     while let request = Self.read(descriptor.number) {
                         log.requests.withLock { $0.append(request) }
@@ -65,8 +64,9 @@ final class StubServer: Sendable {
                         }
                     }
                 }
+                connection?.detach()
             }
-        }
+        }.detach()
     }
 
     deinit {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import TestSupport
 
 /// Hosts in network namespaces of their own, joined by one switch. No traffic leaves the machine.
 struct Lab: Sendable {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import TestSupport
 import Testing
 
 /// The program in the place of wireguard-go: started by hand, by Debian's `wg-quick`, and ended in every way.

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import Dispatch
 import Glibc
 import LinuxIO
 import Synchronization
@@ -30,14 +29,17 @@ final class ScriptedServer: Sendable {
         guard bound else { throw SystemError(call: "bind") }
         self.listener = listener
         port = Int(UInt16(bigEndian: address.sin_port))
-        DispatchQueue(label: "scripted server").async { [counter] in
+        try DedicatedThread(name: "scripted-server") { [counter] in
             while true {
                 let accepted = accept(listener, nil, nil)
                 guard accepted >= 0 else { return }
                 counter.value.withLock { $0 += 1 }
-                DispatchQueue.global().async { script(Peer(descriptor: OwnedDescriptor(taking: accepted))) }
+                let connection = try? DedicatedThread(name: "scripted-peer") {
+                    script(Peer(descriptor: OwnedDescriptor(taking: accepted)))
+                }
+                connection?.detach()
             }
-        }
+        }.detach()
     }
 
     deinit {

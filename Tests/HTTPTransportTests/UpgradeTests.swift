@@ -9,17 +9,20 @@ let switching = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection
 
 @Suite(.timeLimit(.minutes(1))) struct UpgradeTests {
     /// Reads from a blocking descriptor.
-    private func read(_ descriptor: borrowing OwnedDescriptor, _ count: Int) -> String {
-        var buffer = [UInt8](repeating: 0, count: count)
-        var total = 0
-        while total < count {
-            let got = buffer.withUnsafeMutableBytes {
-                Glibc.read(descriptor.number, $0.baseAddress! + total, count - total)
+    private func read(_ descriptor: borrowing OwnedDescriptor, _ count: Int) async throws -> String {
+        let number = descriptor.number
+        return try await DedicatedThread.run {
+            var buffer = [UInt8](repeating: 0, count: count)
+            var total = 0
+            while total < count {
+                let got = buffer.withUnsafeMutableBytes {
+                    Glibc.read(number, $0.baseAddress! + total, count - total)
+                }
+                guard got > 0 else { break }
+                total += got
             }
-            guard got > 0 else { break }
-            total += got
+            return String(decoding: buffer[..<total], as: UTF8.self)
         }
-        return String(decoding: buffer[..<total], as: UTF8.self)
     }
 
     @Test(arguments: [false, true])
@@ -33,10 +36,10 @@ let switching = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection
         }
         try await withClient { client in
             let descriptor = try await client.upgrade(url(server.port, "/derp"), protocol: "DERP")
-            #expect(read(descriptor, 5) == "early")
+            #expect(try await read(descriptor, 5) == "early")
             _ = write(descriptor.number, "pong", 4)
-            #expect(read(descriptor, 4) == "pong")
-            #expect(read(descriptor, 1) == "")
+            #expect(try await read(descriptor, 4) == "pong")
+            #expect(try await read(descriptor, 1) == "")
             // It is the TCP socket itself.
             var address = sockaddr_in()
             var length = socklen_t(MemoryLayout<sockaddr_in>.size)
@@ -110,7 +113,7 @@ let switching = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection
         let far = HTTPURL(scheme: .http, host: "far.example", path: "/derp")
         try await withClient(client(proxy.port)) { client in
             let descriptor = try await client.upgrade(far, protocol: "DERP")
-            #expect(read(descriptor, 2) == "hi")
+            #expect(try await read(descriptor, 2) == "hi")
         }
         try await withClient(client(refusing.port)) { client in
             let error = await #expect(throws: HTTPError.self) {
@@ -136,16 +139,16 @@ let switching = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection
             let distrust = await #expect(throws: HTTPError.self) { try await client.request("GET", target) }
             #expect(distrust?.kind == .tls)
             let descriptor = try await client.upgrade(target, protocol: "DERP", options: options)
-            #expect(read(descriptor, 5) == "early")
+            #expect(try await read(descriptor, 5) == "early")
             // The server echoes: many times the buffers in between, so that back-pressure must hold.
             let size = 8 << 20
             let number = descriptor.number
-            let writer = Task.detached {
+            async let written: Void = DedicatedThread.run {
                 let block = [UInt8](repeating: 0x5a, count: size)
                 try block.withUnsafeBytes { try Descriptor.writeAll(number, $0) }
             }
-            #expect(read(descriptor, size).utf8.count == size)
-            try await writer.value
+            #expect(try await read(descriptor, size).utf8.count == size)
+            try await written
         }
     }
 }

@@ -200,7 +200,10 @@ struct NetstackKernelRates {
         func mean(_ values: [Double]) -> Double { values.reduce(0, +) / Double(values.count) }
         let ratio = mean(ours) / mean(kernels)
         print(
-            "rate at 50 ms, loss \(loss): ours \(ours.map { Int($0) }) kernel \(kernels.map { Int($0) }) B/s, ratio \(ratio)"
+            """
+            rate at 50 ms, loss \(loss): ours \(ours.map { Int($0) }) kernel \(kernels.map { Int($0) }) B/s, \
+            ratio \(ratio)
+            """
         )
         #expect(ratio >= 0.9)
     }

@@ -41,12 +41,16 @@ enum ScriptStep {
     case shutdown
     case close
     case abort
+    /// From now on the stack asks before it answers a SYN.
+    case askFirst
+    /// The owner says yes.
+    case accept
     case event(ScriptEvent)
     case noEvent
 }
 
 enum ScriptEvent: Hashable {
-    case accepted, connected, readable, writable, peerClosed
+    case asked, accepted, connected, readable, writable, peerClosed
     case closed(CloseReason)
 }
 
@@ -108,6 +112,10 @@ struct ScriptPeer: ~Copyable {
         case .shutdown: if let id { stack.shutdownWrite(id) }
         case .close: if let id { stack.close(id, now: now) }
         case .abort: if let id { stack.abort(id) }
+        case .askFirst:
+            stack.unlisten(22)
+            stack.listenAny(asking: true)
+        case .accept: if let id { stack.accept(id) }
         case .event(let wanted):
             let got = nextEvent()
             if got != wanted { fail(line, "event \(String(describing: got)), expected \(wanted)") }
@@ -118,6 +126,9 @@ struct ScriptPeer: ~Copyable {
 
     private mutating func nextEvent() -> ScriptEvent? {
         switch stack.nextEvent() {
+        case .asked(let id, _, _):
+            self.id = id
+            return .asked
         case .accepted(let id, _, _):
             self.id = id
             return .accepted

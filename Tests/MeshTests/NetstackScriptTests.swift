@@ -313,6 +313,25 @@ func accepted(
                 .expect(S(flags: "A", sequence: 1, ack: 6)), .event(.readable), .read(5),
             ]
         },
+        Script(name: "bytes and end given before the handshake is complete are delivered") {
+            [
+                .askFirst, .send(S(flags: "S", sequence: 0, mss: 1_220)), .silence, .event(.asked), .accept,
+                .write(5), .close, .expect(S(flags: "SA", sequence: 0, ack: 1)),
+                .send(S(flags: "A", sequence: 1, ack: 1)),
+                .expect(S(flags: "FPA", sequence: 1, ack: 1, length: 5)),
+                .send(S(flags: "FA", sequence: 1, ack: 7)), .expect(S(flags: "A", sequence: 7, ack: 2)),
+                .noEvent,
+            ]
+        },
+        Script(name: "a reset in LAST-ACK leaves what the peer said before") {
+            accepted() + [
+                .send(S(flags: "FPA", sequence: 1, ack: 1, length: 5)),
+                .expect(S(flags: "A", sequence: 1, ack: 7)), .event(.readable), .shutdown,
+                .expect(S(flags: "FA", sequence: 1, ack: 7)),
+                .send(S(flags: "R", sequence: 7)), .silence, .wait(.seconds(1)), .read(5),
+                .event(.peerClosed), .event(.closed(.done)),
+            ]
+        },
         Script(name: "a keepalive of the peer is answered") {
             accepted() + [
                 .send(S(flags: "A", sequence: 0, ack: 1)), .expect(S(flags: "A", sequence: 1, ack: 1)),

@@ -14,19 +14,22 @@ struct NodeInteropTests {
     private static let ours = IPAddress("10.78.0.1")!
     private static let theirs = IPAddress("10.78.0.2")!
 
-    /// A namespace with a veth pair: 10.77.0.1 here, 10.77.0.2 there, and an echo server on TCP 7777 there.
+    /// Two namespaces with a cable: 10.77.0.1 on our side, 10.77.0.2 there, and an echo server on TCP 7777 there.
     private struct Laboratory {
-        let name = "mesh-\(getpid())"
+        /// The other side.
+        let name = "mesh\(getpid())b"
+        private let own = "mesh\(getpid())a"
 
         init() throws {
             let setUp = """
                 set -e
+                ip netns add \(own)
                 ip netns add \(name)
-                ip link add \(name)-a type veth peer name \(name)-b netns \(name)
-                ip addr add 10.77.0.1/24 dev \(name)-a
-                ip link set \(name)-a up
-                ip -n \(name) addr add 10.77.0.2/24 dev \(name)-b
-                ip -n \(name) link set \(name)-b up
+                ip link add eth0 netns \(own) type veth peer name eth0 netns \(name)
+                ip -n \(own) addr add 10.77.0.1/24 dev eth0
+                ip -n \(own) link set eth0 up
+                ip -n \(name) addr add 10.77.0.2/24 dev eth0
+                ip -n \(name) link set eth0 up
                 ip -n \(name) link set lo up
                 ip netns exec \(name) sh -c 'socat TCP-LISTEN:7777,fork,reuseaddr EXEC:cat >/dev/null 2>&1 &'
                 """
@@ -38,8 +41,26 @@ struct NodeInteropTests {
             _ = Shell.run(
                 """
                 for pid in $(ip netns pids \(name)); do kill $pid; done
-                ip netns del \(name); ip link del \(name)-a; rm -f /tmp/\(name).*
+                ip netns del \(name); ip netns del \(own); rm -f /tmp/\(name).*
                 """)
+        }
+
+        /// A node on our side. Sockets and devices belong to the namespace of the thread that opens them.
+        func node(_ configuration: NodeConfiguration) async throws -> Node {
+            try await Self.node(configuration, in: own)
+        }
+
+        /// A node on the other side.
+        func farNode(_ configuration: NodeConfiguration) async throws -> Node {
+            try await Self.node(configuration, in: name)
+        }
+
+        private static func node(_ configuration: NodeConfiguration, in name: String) async throws -> Node {
+            let node = await Blocking.run { () -> Node? in
+                guard (try? NetworkNamespace.enter("/run/netns/\(name)")) != nil else { return nil }
+                return try? Node(configuration)
+            }
+            return try #require(node)
         }
 
         /// Starts wireguard-go there as 10.78.0.2, listening on 51999. Returns its key.
@@ -100,7 +121,7 @@ struct NodeInteropTests {
     @Test func weInitiateToWireGuardGo() async throws {
         let laboratory = try Laboratory()
         defer { laboratory.tearDown() }
-        let node = try Node(Self.configuration(Self.ours))
+        let node = try await laboratory.node(Self.configuration(Self.ours))
         let key = try laboratory.startWireGuard(peer: node.publicKey, endpoint: nil)
         node.updatePeer(Self.peer(key, Self.theirs, "10.77.0.2:51999"))
         #expect(try await Self.echo(node, bytes: 4 << 20))
@@ -113,7 +134,7 @@ struct NodeInteropTests {
     @Test func wireGuardGoInitiatesToUs() async throws {
         let laboratory = try Laboratory()
         defer { laboratory.tearDown() }
-        let node = try Node(Self.configuration(Self.ours))
+        let node = try await laboratory.node(Self.configuration(Self.ours))
         let port = try await node.status().ports.v4
         let key = try laboratory.startWireGuard(peer: node.publicKey, endpoint: "10.77.0.1:\(port)")
         // No endpoint on our side: it is learnt from the first authenticated packet.
@@ -136,17 +157,12 @@ struct NodeInteropTests {
     @Test func theKernelsTCPBehindOurOwnTUN() async throws {
         let laboratory = try Laboratory()
         defer { laboratory.tearDown() }
-        let node = try Node(Self.configuration(Self.ours))
+        let node = try await laboratory.node(Self.configuration(Self.ours))
         let name = laboratory.name
-        // Sockets and device belong to the namespace of the thread that opens them.
-        let far = await Blocking.run { () -> Node? in
-            guard (try? NetworkNamespace.enter("/run/netns/\(name)")) != nil else { return nil }
-            var configuration = Self.configuration(Self.theirs)
-            configuration.tunName = "wgt1"
-            configuration.listenPort = 51998
-            return try? Node(configuration)
-        }
-        let gateway = try #require(far)
+        var configuration = Self.configuration(Self.theirs)
+        configuration.tunName = "wgt1"
+        configuration.listenPort = 51998
+        let gateway = try await laboratory.farNode(configuration)
         let (status, output) = Shell.run(
             "ip -n \(name) addr add 10.78.0.2/24 dev wgt1 && ip -n \(name) link set wgt1 mtu 1280 up")
         try #require(status == 0, "\(output)")

@@ -5,6 +5,7 @@ import HTTPTransport
 import LinuxIO
 import Mesh
 import Server
+import TestSupport
 import Testing
 
 /// Relays at the edge: how they are made known, register, appear in the DERP map, mesh, and leave.
@@ -184,15 +185,12 @@ private let UUID_NULL: uuid_t = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
     @Test func doorsOfAllKindsLeadToOneRelay() async throws {
         let folder = try TestServer.temporaryDirectory()
-        let process = Process()
-        process.executableURL = URL(fileURLWithPath: "/usr/bin/openssl")
-        process.arguments = [
-            "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout",
+        let certificate = try await Command.run([
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+            "-keyout",
             "\(folder)/key.pem", "-out", "\(folder)/cert.pem", "-days", "2", "-subj", "/CN=localhost",
-        ]
-        process.standardError = FileHandle.nullDevice
-        try process.run()
-        process.waitUntilExit()
+        ])
+        try #require(certificate.status == 0, "\(certificate)")
         let relay = try await relay {
             $0.tlsAddress = "127.0.0.1:0"
             $0.certificateFiles = ["\(folder)/cert.pem"]
@@ -316,8 +314,6 @@ private final class RelayClientStub: @unchecked Sendable {
     }
 
     private func aside<R: Sendable>(_ body: @escaping @Sendable () throws -> R) async throws -> R {
-        try await withCheckedThrowingContinuation { continuation in
-            DispatchQueue.global().async { continuation.resume(with: Result { try body() }) }
-        }
+        try await DedicatedThread.run(body)
     }
 }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import Dispatch
 import Foundation
 import Glibc
 import HTTPTransport
@@ -247,24 +246,22 @@ import Testing
                 isWebSocket
                 ? try await server.client.derpWebSocket(server.url("/derp"))
                 : try await server.client.upgrade(server.url("/derp"), protocol: "DERP")
-            let hello = await Self.read(45, from: descriptor.number)
+            let hello = try await Self.read(45, from: descriptor.number)
             #expect(hello.prefix(9) == [1, 0, 0, 0, 40, 0x44, 0x45, 0x52, 0x50])
         }
     }
 
     /// Reads on a thread of its own: the server under test needs the shared ones.
-    private static func read(_ count: Int, from number: Int32) async -> [UInt8] {
-        await withCheckedContinuation { continuation in
-            DispatchQueue(label: "relay test").async {
-                var bytes: [UInt8] = []
-                var buffer = [UInt8](repeating: 0, count: count)
-                while bytes.count < count {
-                    let got = Glibc.read(number, &buffer, count - bytes.count)
-                    guard got > 0 else { break }
-                    bytes += buffer[..<got]
-                }
-                continuation.resume(returning: bytes)
+    private static func read(_ count: Int, from number: Int32) async throws -> [UInt8] {
+        try await DedicatedThread.run {
+            var bytes: [UInt8] = []
+            var buffer = [UInt8](repeating: 0, count: count)
+            while bytes.count < count {
+                let got = Glibc.read(number, &buffer, count - bytes.count)
+                guard got > 0 else { break }
+                bytes += buffer[..<got]
             }
+            return bytes
         }
     }
 }

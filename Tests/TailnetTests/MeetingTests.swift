@@ -36,7 +36,9 @@ import Testing
                 try await client.waitForPeer(agentID)
                 try await client.node.reachable(agentID.tailnetAddress, within: .seconds(20))
                 let socket = try await client.node.dial(SocketAddress(agentID.coderAddress, port: 8_080))
-                #expect(readAll(socket) == Array("hello".utf8))
+                let number = socket.number
+                #expect(try await DedicatedThread.run { readAll(number) } == Array("hello".utf8))
+                socket.close()
                 let path = try await client.node.ping(agentID.meshID).path
                 if relayOnly { #expect(path == .relay(999)) }
                 group.cancelAll()
@@ -101,11 +103,11 @@ private func first(_ stream: AsyncStream<[UInt8]>) async -> [UInt8]? {
     return nil
 }
 
-private func readAll(_ socket: borrowing OwnedDescriptor) -> [UInt8] {
+private func readAll(_ number: Int32) -> [UInt8] {
     var result: [UInt8] = []
     var piece = [UInt8](repeating: 0, count: 4_096)
     while true {
-        let count = read(socket.number, &piece, piece.count)
+        let count = read(number, &piece, piece.count)
         guard count > 0 else { return result }
         result += piece[..<count]
     }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Dispatch
 internal import Glibc
 internal import HTTPTransport
 internal import LinuxIO
@@ -125,9 +124,7 @@ enum RelayLoadCommand {
 
     /// Runs something that waits on a thread that may wait.
     static func blocking<R: Sendable>(_ body: @escaping @Sendable () throws -> R) async throws -> R {
-        try await withCheckedThrowingContinuation { continuation in
-            DispatchQueue.global().async { continuation.resume(with: Result { try body() }) }
-        }
+        try await DedicatedThread.run(body)
     }
 }
 

@@ -52,5 +52,7 @@ int clinux_accept(int listener, struct clinux_address *peer);
 void clinux_block_sigpipe(void);
 // Returns free memory of all threads to the system, and mapped pages of code; the needed ones come back by themselves.
 void clinux_trim_memory(void);
+// Blocks of so many bytes and more are returned to the system when they are freed.
+void clinux_return_large_blocks(int bytes);
 
 #endif

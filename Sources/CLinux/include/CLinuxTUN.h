@@ -21,6 +21,7 @@ int clinux_interface_set_gso_limits(const char *name, uint32_t segments, uint32_
 void clinux_wait_readable(int descriptor);
 // Asks for short turns of the processor for the calling thread (EEVDF, Linux 6.12; nothing before), so that it is
 // served sooner, and for the niceness, if that is allowed. 0 or -errno.
+// Above 19: the niceness stays.
 int clinux_thread_short_turns(uint64_t nanoseconds, int niceness);
 // Path MTU discovery as the system's default has it, instead of "never fragment".
 int clinux_udp_may_fragment(int descriptor, int is_v4);

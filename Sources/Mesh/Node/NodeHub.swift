@@ -42,8 +42,12 @@ final class NodeHub: Sendable {
 
     /// Opens the engine's sockets on this thread, then runs it on its own.
     func start() throws(SystemError) {
+        // Buffers of streams are megabytes while the streams are busy.
+        ProgramMemory.returnLargeBlocks()
         let box = EngineBox(try Engine(configuration: configuration, queue: queue, hub: self))
         let thread = try DedicatedThread(name: "mesh-engine") {
+            // Beside busy programs a keystroke otherwise waits milliseconds for the processor.
+            DedicatedThread.takeShortTurns(nanoseconds: 100_000)
             box.run()
         }
         state.withLock { $0.thread = thread }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import DERPRelay
-internal import Dispatch
 internal import Glibc
 internal import HTTPTransport
 internal import LinuxIO

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import DERPRelay
-internal import Dispatch
 internal import HTTPTransport
 internal import LinuxIO
 internal import Logging
@@ -140,13 +139,10 @@ final class RunningRelay: Sendable {
         await registration?.deregister()
         let (relay, stun, door, seconds) = (relay, stun, door, drainSeconds)
         // Waits for the relay's thread.
-        await withCheckedContinuation { continuation in
-            DispatchQueue.global().async {
-                relay.drain(nanoseconds: UInt64(max(0, seconds)) * 1_000_000_000, waitsForClients: true)
-                stun?.close()
-                door?.stop()
-                continuation.resume()
-            }
+        try? await DedicatedThread.run(name: "relay-end") {
+            relay.drain(nanoseconds: UInt64(max(0, seconds)) * 1_000_000_000, waitsForClients: true)
+            stun?.close()
+            door?.stop()
         }
         await dialer.stop()
         for listener in listeners { listener.cancel() }

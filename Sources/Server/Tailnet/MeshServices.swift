@@ -2,7 +2,6 @@
 
 internal import Coordinator
 internal import DERPRelay
-internal import Dispatch
 internal import LinuxIO
 internal import Mesh
 internal import NIOPosix
@@ -57,12 +56,9 @@ final class MeshServices: Sendable {
         await coordinator.close()
         let (relay, stun) = (relay, stun)
         // Both wait for their threads.
-        await withCheckedContinuation { continuation in
-            DispatchQueue.global().async {
-                relay?.drain()
-                stun?.close()
-                continuation.resume()
-            }
+        try? await DedicatedThread.run(name: "relay-end") {
+            relay?.drain()
+            stun?.close()
         }
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import TestSupport
 
 /// How a host is attached to the lab's internet. RFC 4787 words: mapping and filtering.
 struct NATKind: Hashable, Sendable {

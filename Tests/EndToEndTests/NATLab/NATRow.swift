@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import TestSupport
 
 /// One topology of the lab, with the path that must be found.
 struct NATRow: Sendable, CustomStringConvertible {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import TestSupport
 
 /// A small internet in network namespaces: one switch, one host with the relay and STUN, and whatever homes the
 /// rows of the lab attach to it. No traffic leaves the machine.

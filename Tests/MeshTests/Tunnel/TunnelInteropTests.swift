@@ -3,6 +3,7 @@
 import Foundation
 import LinuxIO
 import Mesh
+import TestSupport
 import Testing
 
 /// Our interface against Debian's wireguard-go and against itself, configured with Debian's `wg`. Needs root.
@@ -87,12 +88,9 @@ struct TunnelInteropTests {
     }
 
     private func iperf(_ lab: TunnelLab) throws {
-        let server = Process()
-        server.executableURL = URL(filePath: "/usr/bin/env")
-        server.arguments = ["ip", "netns", "exec", lab.b.namespace, "iperf3", "-s", "-B", lab.b.inner4]
-        server.standardOutput = FileHandle.nullDevice
-        try server.run()
-        defer { kill(server.processIdentifier, SIGKILL) }
+        let server = try Command(
+            ["ip", "netns", "exec", lab.b.namespace, "iperf3", "-s", "-B", lab.b.inner4])
+        defer { server.signal(SIGKILL) }
         for options in [[], ["-R"], ["-u", "-b", "20M"]] {
             var text = ""
             for _ in 0..<20 where !text.contains("\"end\"") || text.contains("\"error\"") {
@@ -218,14 +216,9 @@ struct TunnelInteropTests {
         try await TunnelLab.with(pair[0], pair[1]) { lab in
             let (a, b) = (lab.a, lab.b)
             #expect(try a.pings(b.inner4))
-            let flood = Process()
-            flood.executableURL = URL(filePath: "/usr/bin/env")
-            flood.arguments = [
+            let flood = try Command([
                 "ip", "netns", "exec", b.namespace, "ping", "-i", "0.002", "-c", "1500", "-q", a.inner4,
-            ]
-            let output = Pipe()
-            flood.standardOutput = output
-            try flood.run()
+            ])
             var generator = SystemRandomNumberGenerator()
             for round in 0..<30 {
                 let key = Data(PrivateKey(using: &generator).nodePublicKey.bytes).base64EncodedString()
@@ -233,9 +226,7 @@ struct TunnelInteropTests {
                 try a.wg("peer", key, "persistent-keepalive", "1")
                 if round % 2 == 0 { try a.wg("peer", key, "remove") }
             }
-            let text = String(
-                decoding: try output.fileHandleForReading.readToEnd() ?? Data(), as: UTF8.self)
-            flood.waitUntilExit()
+            let text = try await flood.finish().text
             let received = text.firstMatch(of: /(\d+) received/).flatMap { Int($0.1) } ?? 0
             #expect(received >= 1_490, "\(text.suffix(200))")
             #expect(try a.wgShow("peers").count == 16)

@@ -4,6 +4,7 @@ import Foundation
 import LinuxIO
 import Mesh
 import Synchronization
+import TestSupport
 
 /// Two network namespaces joined by one cable, with a WireGuard interface in each: ours, or Debian's wireguard-go.
 /// Both are configured with Debian's `wg`. No traffic leaves them.
@@ -28,7 +29,7 @@ final class TunnelLab: Sendable {
         private enum Running: Sendable {
             case nothing
             case ours(WireGuardTunnel, ConfigurationServer)
-            case process(Int32)
+            case process(Command)
         }
 
         init(_ kind: Kind, letter: String, number: Int) {
@@ -59,13 +60,8 @@ final class TunnelLab: Sendable {
                 }
                 running.withLock { $0 = .ours(tunnel, server) }
             case .wireguardGo:
-                let process = Process()
-                process.executableURL = URL(filePath: "/usr/bin/env")
-                process.arguments = ["ip", "netns", "exec", namespace, "wireguard-go", "-f", interface]
-                process.standardOutput = FileHandle.nullDevice
-                process.standardError = FileHandle.nullDevice
-                try process.run()
-                running.withLock { $0 = .process(process.processIdentifier) }
+                let process = try Command(["ip", "netns", "exec", namespace, "wireguard-go", "-f", interface])
+                running.withLock { $0 = .process(process) }
                 for _ in 0..<200 where access(socket, F_OK) != 0 {
                     try await Task.sleep(for: .milliseconds(25))
                 }
@@ -82,8 +78,8 @@ final class TunnelLab: Sendable {
             case .ours(let tunnel, let server):
                 server.close()
                 tunnel.close()
-            case .process(let id):
-                kill(id, SIGKILL)
+            case .process(let process):
+                process.signal(SIGKILL)
                 unlink(socket)
             }
         }
@@ -99,14 +95,14 @@ final class TunnelLab: Sendable {
                 }
             }
             let running = running.withLock { $0 }
-            if case .process(let id) = running { kill(id, SIGSTOP) }
+            if case .process(let process) = running { process.signal(SIGSTOP) }
             let thread = try DedicatedThread(name: "test-hold") {
                 switch running {
                 case .nothing: break
                 case .ours(let tunnel, _): _ = tunnel.perform { _ in wait() }
-                case .process(let id):
+                case .process(let process):
                     wait()
-                    kill(id, SIGCONT)
+                    process.signal(SIGCONT)
                 }
             }
             thread.detach()
@@ -252,44 +248,21 @@ enum SystemCommand {
     /// Runs a command to its end and gives its output.
     @discardableResult
     static func run(_ arguments: [String], input: String = "", mayFail: Bool = false) throws -> String {
-        let process = Process()
-        let (output, errors, feed) = (Pipe(), Pipe(), Pipe())
-        process.executableURL = URL(filePath: "/usr/bin/env")
-        process.arguments = ["timeout", "40"] + arguments
-        process.standardOutput = output
-        process.standardError = errors
-        process.standardInput = feed
-        try process.run()
-        try? feed.fileHandleForWriting.write(contentsOf: Data(input.utf8))
-        try feed.fileHandleForWriting.close()
-        let text = String(decoding: try output.fileHandleForReading.readToEnd() ?? Data(), as: UTF8.self)
-        let complaint = String(decoding: try errors.fileHandleForReading.readToEnd() ?? Data(), as: UTF8.self)
-        process.waitUntilExit()
-        guard mayFail || process.terminationStatus == 0 else {
+        let outcome = try Command.runNow(arguments, input: Data(input.utf8))
+        guard mayFail || outcome.status == 0 else {
             throw Failure(
-                command: arguments.joined(separator: " "), status: process.terminationStatus,
-                errors: complaint)
+                command: arguments.joined(separator: " "), status: outcome.status, errors: outcome.errorText)
         }
-        return text
+        return outcome.text
     }
 
     /// Runs `body` on a thread of a namespace. What it opens stays there, and so do the threads that it starts.
     static func inNamespace<R: Sendable>(
         _ namespace: String, _ body: @escaping @Sendable () throws -> R
     ) async throws -> R {
-        try await withCheckedThrowingContinuation { continuation in
-            do {
-                let thread = try DedicatedThread(name: "test-netns") {
-                    continuation.resume(
-                        with: Result {
-                            try NetworkNamespace.enter("/run/netns/\(namespace)")
-                            return try body()
-                        })
-                }
-                thread.detach()
-            } catch {
-                continuation.resume(throwing: error)
-            }
+        try await DedicatedThread.run(name: "test-netns") {
+            try NetworkNamespace.enter("/run/netns/\(namespace)")
+            return try body()
         }
     }
 }

@@ -4,6 +4,7 @@ import Foundation
 import LinuxIO
 import Mesh
 import Synchronization
+import TestSupport
 
 /// Two network namespaces joined by one cable: ours (`a`), and one (`b`) with Debian's wireguard-go. No
 /// traffic leaves them.
@@ -24,17 +25,22 @@ final class WireGuardGoLab: Sendable {
                 }
     }
 
-    let a = "cdrwg\(getpid())a"
-    let b = "cdrwg\(getpid())b"
-    let interface = "cwg\(getpid())"
+    /// Suites run side by side: each lab has names of its own.
+    private static let labs = Atomic(0)
+    let a: String
+    let b: String
+    let interface: String
     /// wireguard-go's key.
     let privateKey: PrivateKey
-    private let daemon = Mutex<Int32>(0)
+    private let daemon = Mutex<Command?>(nil)
 
     init() async throws {
         var generator = SystemRandomNumberGenerator()
         privateKey = PrivateKey(using: &generator)
-        close()
+        let lab = "\(getpid() % 1_000_000)\(Self.labs.add(1, ordering: .relaxed).newValue)"
+        a = "cdrwg\(lab)a"
+        b = "cdrwg\(lab)b"
+        interface = "cwg\(lab)"
         do {
             try await build()
         } catch {
@@ -53,13 +59,8 @@ final class WireGuardGoLab: Sendable {
             try run(["ip", "-n", name, "address", "add", "\(address)/24", "dev", "eth0"])
             try run(["ip", "-n", name, "link", "set", "eth0", "up"])
         }
-        let process = Process()
-        process.executableURL = URL(filePath: "/usr/bin/env")
-        process.arguments = ["ip", "netns", "exec", b, "wireguard-go", "-f", interface]
-        process.standardOutput = FileHandle.nullDevice
-        process.standardError = FileHandle.nullDevice
-        try process.run()
-        daemon.withLock { $0 = process.processIdentifier }
+        let started = try Command(["ip", "netns", "exec", b, "wireguard-go", "-f", interface])
+        daemon.withLock { $0 = started }
         let socket = "/var/run/wireguard/\(interface).sock"
         for _ in 0..<100 where access(socket, F_OK) != 0 { try await Task.sleep(for: .milliseconds(50)) }
         let key = privateKey.withUnsafeBytes { Data($0).base64EncodedString() }
@@ -71,11 +72,7 @@ final class WireGuardGoLab: Sendable {
 
     /// Takes everything down; harmless when nothing is there.
     func close() {
-        let pid = daemon.withLock { daemon in
-            defer { daemon = 0 }
-            return daemon
-        }
-        if pid > 0 { kill(pid, SIGKILL) }
+        daemon.withLock { $0?.signal(SIGKILL) }
         for name in [a, b] where access("/run/netns/\(name)", F_OK) == 0 {
             _ = try? run(["ip", "netns", "delete", name])
         }
@@ -127,20 +124,7 @@ final class WireGuardGoLab: Sendable {
 
     /// Runs `body` on a thread of a namespace. Sockets opened there stay there.
     func on<R: Sendable>(_ namespace: String, _ body: @escaping @Sendable () throws -> R) async throws -> R {
-        try await withCheckedThrowingContinuation { continuation in
-            do {
-                let thread = try DedicatedThread(name: "test-netns") {
-                    continuation.resume(
-                        with: Result {
-                            try NetworkNamespace.enter("/run/netns/\(namespace)")
-                            return try body()
-                        })
-                }
-                thread.detach()
-            } catch {
-                continuation.resume(throwing: error)
-            }
-        }
+        try await SystemCommand.inNamespace(namespace, body)
     }
 
     @discardableResult
@@ -151,27 +135,7 @@ final class WireGuardGoLab: Sendable {
     /// Runs a command to its end and gives its output.
     @discardableResult
     func run(_ arguments: [String], input: String = "") throws -> String {
-        let process = Process()
-        let (output, feed) = (Pipe(), Pipe())
-        process.executableURL = URL(filePath: "/usr/bin/env")
-        process.arguments = ["timeout", "20"] + arguments
-        process.standardOutput = output
-        process.standardError = FileHandle.nullDevice
-        process.standardInput = feed
-        try process.run()
-        try feed.fileHandleForWriting.write(contentsOf: Data(input.utf8))
-        try feed.fileHandleForWriting.close()
-        let text = String(decoding: try output.fileHandleForReading.readToEnd() ?? Data(), as: UTF8.self)
-        process.waitUntilExit()
-        guard process.terminationStatus == 0 else {
-            throw CommandError(command: arguments.joined(separator: " "), status: process.terminationStatus)
-        }
-        return text
-    }
-
-    struct CommandError: Error {
-        let command: String
-        let status: Int32
+        try SystemCommand.run(arguments, input: input)
     }
 }
 

@@ -110,7 +110,8 @@ extension Connection {
     mutating func close(_ now: Instant, _ context: inout StackContext) {
         isOrphan = true
         pending = []
-        guard state.isSynchronized, receive.isEmpty else {
+        // A handshake that the owner asked for goes on: what was written and the FIN follow it.
+        guard state.isSynchronized || state == .synReceived && !awaitsDecision, receive.isEmpty else {
             if state == .timeWait {
                 receive.release(&context.pool)
                 if lifeDeadline == .never { state = .closed }

@@ -162,6 +162,12 @@ extension Connection {
             return
         }
         context.counters.resetsReceived += 1
+        if state == .lastAck {
+            // The peer has said all, and wants no more: what it said stays readable.
+            enterTimeWait(now, &context)
+            lifeDeadline = now
+            return
+        }
         // RFC 1337 asks to ignore RST in TIME_WAIT; freeing it early is what Linux does by default and harmless
         // with timestamps.
         die(state == .synReceived && !isPassive ? .refused : .reset, &context)
