@@ -4,7 +4,8 @@ import Glibc
 import LinuxIO
 import Synchronization
 
-/// An HTTP server on 127.0.0.1 that answers each request from a table, and remembers what it was asked.
+/// An HTTP server on 127.0.0.1 that answers each request from a table, and remembers what it was asked. Listens until
+/// the process ends.
 final class StubServer: Sendable {
     struct Request: Sendable {
         var line: String
@@ -21,7 +22,6 @@ final class StubServer: Sendable {
     typealias Answer = (status: Int, body: String)
 
     let port: Int
-    private let listener: Int32
     private let log = Log()
 
     private final class Log: Sendable {
@@ -45,7 +45,6 @@ final class StubServer: Sendable {
             }
         }
         guard bound else { throw SystemError(call: "bind") }
-        self.listener = listener
         port = Int(UInt16(bigEndian: address.sin_port))
         try DedicatedThread(name: "stub-server") { [log] in
             while true {
@@ -67,11 +66,6 @@ final class StubServer: Sendable {
                 connection?.detach()
             }
         }.detach()
-    }
-
-    deinit {
-        shutdown(listener, Int32(SHUT_RDWR))
-        close(listener)
     }
 
     private static func read(_ number: Int32) -> Request? {

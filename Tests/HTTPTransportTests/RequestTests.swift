@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Glibc
 import HTTPTransport
 import Testing
 
@@ -99,8 +100,10 @@ func url(_ port: Int, _ path: String = "/", scheme: HTTPURL.Scheme = .http) -> H
             _ = peer.readBytes(100_000)
         }
         let closed = try ScriptedServer { _ in }
-        let freePort: Int
-        do { freePort = try ScriptedServer { _ in }.port }
+        // Bound, so that nobody else gets it, but nobody listens.
+        let bound = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+        defer { close(bound) }
+        let freePort = try Int(bindToLoopback(bound))
         try await withClient { client in
             func failure(_ url: HTTPURL, timeout: Duration = .seconds(5)) async -> HTTPError? {
                 await #expect(throws: HTTPError.self) {

@@ -5,10 +5,9 @@ import LinuxIO
 import Synchronization
 
 /// A TCP server on 127.0.0.1 whose every connection runs a script with blocking reads and writes, so that a test
-/// decides which bytes travel in which segment.
+/// decides which bytes travel in which segment. Listens until the process ends, also when nobody refers to it.
 final class ScriptedServer: Sendable {
     let port: Int
-    private let listener: Int32
     private let counter = Counter()
 
     /// How many connections were accepted.
@@ -16,19 +15,8 @@ final class ScriptedServer: Sendable {
 
     init(_ script: @escaping @Sendable (borrowing Peer) -> Void) throws {
         let listener = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
-        var address = sockaddr_in()
-        address.sin_family = sa_family_t(AF_INET)
-        address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
-        var length = socklen_t(MemoryLayout<sockaddr_in>.size)
-        let bound = withUnsafeMutablePointer(to: &address) { pointer in
-            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { pointer in
-                bind(listener, pointer, length) == 0 && listen(listener, 16) == 0
-                    && getsockname(listener, pointer, &length) == 0
-            }
-        }
-        guard bound else { throw SystemError(call: "bind") }
-        self.listener = listener
-        port = Int(UInt16(bigEndian: address.sin_port))
+        port = Int(try bindToLoopback(listener))
+        guard listen(listener, 16) == 0 else { throw SystemError(call: "listen") }
         try DedicatedThread(name: "scripted-server") { [counter] in
             while true {
                 let accepted = accept(listener, nil, nil)
@@ -41,11 +29,21 @@ final class ScriptedServer: Sendable {
             }
         }.detach()
     }
+}
 
-    deinit {
-        shutdown(listener, Int32(SHUT_RDWR))
-        close(listener)
+/// Binds a socket to any free port of 127.0.0.1.
+func bindToLoopback(_ socket: Int32) throws -> UInt16 {
+    var address = sockaddr_in()
+    address.sin_family = sa_family_t(AF_INET)
+    address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
+    var length = socklen_t(MemoryLayout<sockaddr_in>.size)
+    let isBound = withUnsafeMutablePointer(to: &address) { pointer in
+        pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { pointer in
+            bind(socket, pointer, length) == 0 && getsockname(socket, pointer, &length) == 0
+        }
     }
+    guard isBound else { throw SystemError(call: "bind") }
+    return UInt16(bigEndian: address.sin_port)
 }
 
 private final class Counter: Sendable {

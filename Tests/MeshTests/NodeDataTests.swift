@@ -106,7 +106,6 @@ import Testing
         Blocking.write(outer, Array("unread".utf8))
         for _ in 0..<1_000 where Self.waiting(number) < 6 { try await Task.sleep(for: .milliseconds(10)) }
         far.close()
-        Blocking.write(outer, Array("more".utf8))
         let code = await Blocking.run { () -> Int32 in
             var byte: UInt8 = 0
             return read(outer, &byte, 1) < 0 ? errno : 0

@@ -49,11 +49,13 @@ import Testing
         let isDirect = try await pair.waitForPath(seconds: 5) { if case .direct = $0 { true } else { false } }
         #expect(isDirect)
         let number = descriptor.number
-        async let result = NodePair.echoes(number, count: 64 << 20, seed: 3)
+        let isOver = Flag()
+        async let result = NodePair.echoes(number, count: 1 << 20, seed: 3, until: isOver)
         try await Task.sleep(for: .milliseconds(300))
         pair.client.dropUDP(.all)
         pair.server.dropUDP(.all)
         let isRelayed = try await pair.waitForPath(seconds: 5) { $0 == .relay(1) }
+        isOver.set()
         #expect(isRelayed)
         #expect(await result)
         descriptor.close()
@@ -67,9 +69,12 @@ import Testing
         let descriptor = try await pair.client.dial(
             SocketAddress(NodePair.serverAddress, port: NodePair.echoPort))
         let number = descriptor.number
-        async let result = NodePair.echoes(number, count: 4 << 20, seed: 4)
+        let isOver = Flag()
+        async let result = NodePair.echoes(number, count: 1 << 20, seed: 4, until: isOver)
         try await Task.sleep(for: .milliseconds(50))
         pair.relay.cut(refusing: false)
+        for _ in 0..<1_000 where pair.relay.connects < 4 { try await Task.sleep(for: .milliseconds(10)) }
+        isOver.set()
         #expect(await result)
         #expect(pair.relay.connects >= 4)
         descriptor.close()
