@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What a user feels: the start of `coder ssh`, and 1 GiB through `coder port-forward`, direct and relayed, next to
-the same bytes over Debian's wireguard-go and over the bare link, in one run. Needs root.
+"""What a user feels: the start of `coder ssh`; 1 GiB each way through `coder port-forward`, direct, relayed, and while
+the path is switched ten times, next to the same bytes over Debian's wireguard-go and over the bare link, in one run; 24
+sessions at once. Every transfer is compared by SHA-256. Needs root.
 
     benchmarks/session.py [--bytes N] [--rounds N] [--json FILE]
 """
@@ -15,21 +16,39 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 from lab import Lab, cpu_seconds, rss_megabytes, run, wait_for
 
 CODER = str(pathlib.Path(__file__).resolve().parent.parent / ".build/release/coder")
 
+# On the agent's host: gives the file to whoever connects (at most `rate` bytes a second, 0 for all there is).
 SOURCE = """
-import socket, sys
+import socket, sys, time
+rate = int(sys.argv[4])
 server = socket.create_server((sys.argv[2], int(sys.argv[3])))
 while True:
     peer, _ = server.accept()
     with peer, open(sys.argv[1], 'rb') as file:
-        try: peer.sendfile(file)
+        try:
+            if not rate: peer.sendfile(file)
+            while rate and (piece := file.read(rate // 20)):
+                peer.sendall(piece)
+                time.sleep(0.05)
         except OSError: pass
 """
+# There too: answers with the SHA-256 of what came.
+DRAIN = """
+import hashlib, socket, sys
+server = socket.create_server((sys.argv[1], int(sys.argv[2])))
+while True:
+    peer, _ = server.accept()
+    with peer, peer.makefile('rb') as file:
+        try: peer.sendall(hashlib.file_digest(file, 'sha256').hexdigest().encode())
+        except OSError: pass
+"""
+# On the client's host: fetches into a file.
 SINK = """
 import socket, sys, time
 begin = time.monotonic()
@@ -44,6 +63,17 @@ with open(sys.argv[3], 'wb') as file:
         total += count
 print(total, time.monotonic() - begin)
 """
+# There too: sends a file and prints what the other side computed.
+GIVE = """
+import socket, sys, time
+begin = time.monotonic()
+peer = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+with open(sys.argv[3], 'rb') as file: peer.sendfile(file)
+peer.shutdown(socket.SHUT_WR)
+print(peer.makefile().read(), time.monotonic() - begin)
+"""
+PORTS = {"source": 9000, "slow source": 9001, "drain": 9002}
+SESSIONS = 24
 
 
 def digest(path):
@@ -80,7 +110,11 @@ class Bench:
             "agent", [CODER, "agent"], f"{self.folder}/agent.log",
             {"CODER_AGENT_URL": url, "CODER_AGENT_TOKEN": token, "HOME": self.folder,
              "CODER_AGENT_LOG_DIR": self.folder})
-        self.lab.start("agent", ["python3", "-c", SOURCE, self.payload, "0.0.0.0", "9000"], f"{self.folder}/source.log")
+        slow = str(self.size // 60)
+        for name, script, arguments in (
+                ("source", SOURCE, [self.payload, "0.0.0.0", "9000", "0"]),
+                ("slow source", SOURCE, [self.payload, "0.0.0.0", "9001", slow]), ("drain", DRAIN, ["0.0.0.0", "9002"])):
+            self.lab.start("agent", ["python3", "-c", script, *arguments], f"{self.folder}/{name}.log")
         wait_for("agent", 30, lambda: subprocess.run(
             self.lab.on("client", [CODER, "ssh", "dev", "--", "true"]), env={**os.environ, **self.env},
             capture_output=True).returncode == 0)
@@ -117,6 +151,57 @@ class Bench:
         os.unlink(target)
         return {"MB/s": self.size / 1e6 / float(seconds), "CPU s/GB": cpu / (self.size / 1e9)}
 
+    def give(self, host, port, processes):
+        """The other way."""
+        before = {pid: cpu_seconds(pid) for pid in processes}
+        printed = run(self.lab.on("client", ["python3", "-c", GIVE, host, str(port), self.payload]), timeout=600)
+        total, seconds = printed.split()
+        cpu = sum(cpu_seconds(pid) - before[pid] for pid in processes)
+        if total != self.sum:
+            raise SystemExit(f"{host}:{port}: other bytes arrived: {total}")
+        return {"MB/s": self.size / 1e6 / float(seconds), "CPU s/GB": cpu / (self.size / 1e9)}
+
+    def relay_bytes(self):
+        return int(run(self.lab.on("server", ["cat", "/sys/class/net/eth0/statistics/rx_bytes"])))
+
+    def switched(self):
+        """A transfer of a minute, while UDP between the two hosts is blocked and allowed every five seconds."""
+        result = {}
+        transfer = threading.Thread(target=lambda: result.update(self.fetch("127.0.0.1", 19001, [])))
+        transfer.start()
+        switches, was_relayed = 0, False
+        for turn in range(11):
+            time.sleep(3.5)
+            before = self.relay_bytes()
+            time.sleep(1.5)
+            is_relayed = self.relay_bytes() - before > self.size // 60
+            switches += is_relayed != was_relayed
+            was_relayed = is_relayed
+            self.lab.set_udp_blocked("agent", "client", turn % 2 == 0 and turn < 10)
+        transfer.join()
+        if not result:
+            raise SystemExit("the transfer over changing paths failed")
+        return {"switches seen": switches, "MB/s": result["MB/s"]}
+
+    def sessions(self):
+        """Sessions at once, 20 MiB each, and what the agent's memory is before, during and after."""
+        size = min(20 << 20, self.size)
+        with open(self.payload, "rb") as file:
+            wanted = hashlib.sha256(file.read(size)).hexdigest()
+        memory = [rss_megabytes(self.agent.pid)]
+        begin = time.monotonic()
+        running = [subprocess.Popen(
+            self.lab.on("client", ["sh", "-c", f"{CODER} ssh dev -- head -c {size} {self.payload} | sha256sum"]),
+            env={**os.environ, **self.env}, stdout=subprocess.PIPE) for _ in range(SESSIONS)]
+        while any(process.poll() is None for process in running):
+            memory.append(rss_megabytes(self.agent.pid))
+            time.sleep(0.05)
+        seconds = time.monotonic() - begin
+        exact = sum(process.stdout.read().decode().split()[0] == wanted for process in running)
+        time.sleep(20)
+        return {"exact": exact, "seconds": seconds, "agent RSS MB before": memory[0], "most": max(memory),
+                "20 s after": rss_megabytes(self.agent.pid)}
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -141,29 +226,34 @@ def main():
             starts.append((time.monotonic() - begin) * 1e3)
         results["ssh start to exit, ms"] = {"median": statistics.median(starts[1:]), "max": max(starts[1:])}
 
-        forward = lab.start("client", [CODER, "port-forward", "dev", "--tcp", "19000:9000"], f"{folder}/forward.log",
-                            bench.env)
+        forward = lab.start(
+            "client", [CODER, "port-forward", "dev", *(f"--tcp=1{port}:{port}" for port in PORTS.values())],
+            f"{folder}/forward.log", bench.env)
         wait_for("forward", 20, lambda: subprocess.run(
-            lab.on("client", ["ss", "-ltn"]), capture_output=True, text=True).stdout.find(":19000") > 0)
+            lab.on("client", ["ss", "-ltn"]), capture_output=True, text=True).stdout.find(":19002") > 0)
         ours = [forward.pid, bench.agent.pid]
+        tunnels = [p.pid for p in bench.tunnels]
         kinds = {
-            "bare link": (lambda: bench.fetch(lab.address("agent"), 9000, [])),
-            "wireguard-go (Debian), kernel TCP": (
-                lambda: bench.fetch("10.200.0.2", 9000, [p.pid for p in bench.tunnels])),
-            "coder port-forward, direct": (lambda: bench.fetch("127.0.0.1", 19000, ours)),
+            "bare link": lambda: bench.fetch(lab.address("agent"), 9000, []),
+            "wireguard-go (Debian), kernel TCP": lambda: bench.fetch("10.200.0.2", 9000, tunnels),
+            "the same, up": lambda: bench.give("10.200.0.2", 9002, tunnels),
+            "coder port-forward, direct": lambda: bench.fetch("127.0.0.1", 19000, ours),
+            "coder port-forward, direct, up": lambda: bench.give("127.0.0.1", 19002, ours),
         }
         rows = {name: [] for name in kinds}
         for _ in range(options.rounds):
             for name, kind in kinds.items():
                 rows[name].append(kind())
+        rows["coder port-forward, ten switches"] = [bench.switched()]
+        results[f"{SESSIONS} sessions of 20 MiB"] = bench.sessions()
         lab.set_udp_blocked("agent", "client", True)
         time.sleep(8)
         relayed = "coder port-forward, relayed"
-        rows[relayed] = [
-            bench.fetch("127.0.0.1", 19000, ours + [bench.server.pid]) for _ in range(options.rounds)]
+        ours.append(bench.server.pid)
+        rows[relayed] = [bench.fetch("127.0.0.1", 19000, ours) for _ in range(options.rounds)]
+        rows[relayed + ", up"] = [bench.give("127.0.0.1", 19002, ours) for _ in range(options.rounds)]
         for name, row in rows.items():
             results[name] = {key: statistics.median(r[key] for r in row) for key in row[0]}
-        results["agent RSS, MB"] = {"after": rss_megabytes(bench.agent.pid)}
 
     for name, row in results.items():
         print(f"{name:40}" + "  ".join(f"{key} {value:9.2f}" for key, value in row.items()))
