@@ -46,6 +46,8 @@ enum PortForwardCommand {
                 try await link.reach(agent.name, invocation.console)
                 let forwarder = try PortForwarder(listeners, link, invocation.console)
                 invocation.console.note("Ready!")
+                // Most of the code that was touched so far is not needed again.
+                ProgramMemory.releaseFree()
                 await forwarder.run()
             }
             if signal != nil {

@@ -81,6 +81,8 @@ enum WireGuardCommand {
         }
         log.detail("\(tunnel.name) is ready")
         if isChild { announce(keepsErrors: log.usesStandardError) }
+        // Most of the code that was touched so far is not needed again.
+        ProgramMemory.releaseFree()
         let signal = try await untilStopped {
             for await why in ends {
                 log.detail(why)

@@ -93,6 +93,8 @@ enum MeshCommand {
         let services = MeshServices(node: node)
         for service in file.services { try await services.start(service) }
         let requests = MeshRequests(node: node, nodeID: file.nodeID, services: services, peers: file.peers)
+        // Most of the code that was touched so far is not needed again.
+        ProgramMemory.releaseFree()
         _ = try await untilStopped {
             try await withThrowingTaskGroup(of: Void.self) { group in
                 group.addTask {

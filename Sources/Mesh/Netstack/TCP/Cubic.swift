@@ -8,6 +8,11 @@ struct Cubic {
     private static let initialSegments = 10
     /// Never grow beyond this: the buffers hold less.
     private static let ceiling = 64 << 20
+    /// Two round trips at 10 Gbit/s, in bytes per nanosecond, and what the turns of busy threads need on top. No path
+    /// carries more; what is sent beyond it only waits in a socket of one of the two hosts, before everybody's
+    /// keystrokes.
+    private static let usefulPerNanosecond = 2.5
+    private static let usefulAtLeast = 1 << 20
 
     private(set) var window: Int
     private(set) var threshold = Int.max
@@ -30,11 +35,18 @@ struct Cubic {
 
     /// `bytes` were newly acknowledged while the window was in use.
     mutating func acknowledged(_ bytes: Int, _ segment: Int, _ trip: borrowing RoundTrip, _ now: Instant) {
-        guard window < Self.ceiling else { return }
+        let useful =
+            trip.minimum > UInt64(Self.ceiling)
+            ? Self.ceiling
+            : min(Self.usefulAtLeast + Int(Double(trip.minimum) * Self.usefulPerNanosecond), Self.ceiling)
+        guard window < useful else {
+            window = useful
+            return
+        }
         guard !isSlowStart else {
             // RFC 9406 §4.2: growth divisor 4 in conservative slow start.
             window += conservativeRounds > 0 ? max(bytes / 4, 1) : bytes
-            window = min(window, max(threshold, 0))
+            window = min(window, max(threshold, 0), useful)
             return
         }
         let size = Double(segment)
@@ -57,7 +69,7 @@ struct Cubic {
         let alpha = wEstimate < wMax ? 3 * (1 - Self.beta) / (1 + Self.beta) : 1
         wEstimate += alpha * acked / current
         let next = max(current + (target - current) / current * acked, min(wEstimate, current + acked))
-        window = min(Int(next * size), Self.ceiling)
+        window = min(Int(next * size), useful)
     }
 
     /// A round-trip sample during slow start; `acknowledged` and `sent` delimit rounds.
