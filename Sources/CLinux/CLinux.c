@@ -237,6 +237,14 @@ void clinux_unsent_low_water(int descriptor, int bytes) {
     (void)setsockopt(descriptor, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &bytes, sizeof bytes);
 }
 
+void clinux_tcp_patience(int descriptor, int unacknowledged_ms, int idle_seconds) {
+    unsigned limit = (unsigned)unacknowledged_ms;
+    int on = 1;
+    (void)setsockopt(descriptor, IPPROTO_TCP, TCP_USER_TIMEOUT, &limit, sizeof limit);
+    (void)setsockopt(descriptor, IPPROTO_TCP, TCP_KEEPIDLE, &idle_seconds, sizeof idle_seconds);
+    (void)setsockopt(descriptor, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+}
+
 int clinux_thread_start(void *(*body)(void *), void *argument, const char *name, uint64_t *handle) {
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);

@@ -14,6 +14,7 @@ public final class Relay: Sendable {
         case adopt(Int32, leftover: [UInt8], source: String)
         case link(Int32, leftover: [UInt8], ended: @Sendable (LinkEnd) -> Void)
         case admitted(UInt64, Bool)
+        case health(String)
         case drain(untilNanoseconds: UInt64, waitsForClients: Bool)
         case stop
     }
@@ -93,6 +94,14 @@ public final class Relay: Sendable {
 
     /// What the relay did so far.
     public var counters: Counters { mailbox.counters.withLock { $0 } }
+
+    /// Tells all clients, and those that come later, of a problem in words; nil: there is none any more. The first
+    /// 1,000 bytes count.
+    public func report(problem: String?) {
+        var text = problem ?? ""
+        while text.utf8.count > 1_000 { text.removeLast() }
+        mailbox.post(.health(text))
+    }
 
     /// Tells all clients to connect again, and ends: as soon as that is said, or when they have left. Until then
     /// packets go on. Never later than after `nanoseconds`. Waits for the thread.

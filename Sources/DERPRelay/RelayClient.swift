@@ -84,10 +84,13 @@ final class RelayLink {
     /// Keys that the other relay has.
     var keys: Set<ClientKey> = []
     var end = Relay.LinkEnd.closed
+    /// When it said something last.
+    var heardAt: UInt64
     let ended: @Sendable (Relay.LinkEnd) -> Void
 
-    init(session: DERPMeshSession, ended: @escaping @Sendable (Relay.LinkEnd) -> Void) {
+    init(session: DERPMeshSession, now: UInt64, ended: @escaping @Sendable (Relay.LinkEnd) -> Void) {
         self.session = session
+        heardAt = now
         self.ended = ended
     }
 }
@@ -121,12 +124,16 @@ final class RelayClient {
     var isHome = false
     var isWatcher = false
     var canAckPings = false
+    /// Whether it heard that another connection with its key took its packets.
+    var isToldDuplicate = false
     /// The begun frame at the end of the last read; all that follows while the client is paused.
     var partial: [UInt8] = []
     /// Rest of a frame that was written in part: goes out before all else.
     var rest: [UInt8] = []
     /// Frames of the relay itself.
     var control: [UInt8] = []
+    /// Whether a pong is among them.
+    var hasPong = false
     var disco = FrameQueue()
     /// All else, by sender, so that one who sends much delays itself only.
     var flows: [Flow] = []

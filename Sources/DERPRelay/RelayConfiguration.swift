@@ -68,6 +68,12 @@ extension Relay {
         public var loginNanoseconds: UInt64 = 10_000_000_000
         /// A client that takes nothing of what waits for it for so long is closed. Upstream: 2 s.
         public var stallNanoseconds: UInt64 = 20_000_000_000
+        /// The same for a connection that we opened to another relay. `derp.md` §8.
+        public var linkStallNanoseconds: UInt64 = 5_000_000_000
+        /// Another relay that says nothing for so long is gone: it owes a keep-alive each minute. `derp.md` §7.1.
+        public var linkSilenceNanoseconds: UInt64 = 120_000_000_000
+        /// After so long without a byte TCP itself asks whether the client is there. `derp.md` §6.7.
+        public var probeSeconds = 600
         /// Between keep-alives. `derp.md` §6.5.
         public var keepAliveNanoseconds: UInt64 = 60_000_000_000
         /// A random part of this is added, so that many clients do not wake up together.
@@ -113,6 +119,8 @@ extension Relay {
         public var droppedQueueHead: UInt64 = 0
         /// Dropped from a queue's head: too old.
         public var droppedLate: UInt64 = 0
+        /// Dropped: the destination's connection broke.
+        public var droppedWriteError: UInt64 = 0
         /// Dropped: several connections have the key, none is active.
         public var droppedDuplicate: UInt64 = 0
         /// Of all dropped, discovery messages.
@@ -123,6 +131,8 @@ extension Relay {
         public var pingsReceived: UInt64 = 0
         /// Answers to them.
         public var pongsSent: UInt64 = 0
+        /// Problems, and their ends, told to clients.
+        public var healthSent: UInt64 = 0
         /// "It left" told.
         public var peerGoneDisconnected: UInt64 = 0
         /// "It is not here" told.
@@ -166,7 +176,7 @@ extension Relay {
         /// All packets dropped.
         public var packetsDropped: UInt64 {
             droppedUnknown + droppedUnknownOnForward + droppedGone + droppedQueueHead + droppedLate
-                + droppedDuplicate
+                + droppedWriteError + droppedDuplicate
         }
     }
 }
@@ -190,13 +200,13 @@ extension Relay.Counters {
             ("got_ping_total", pingsReceived), ("sent_pong_total", pongsSent),
             ("peer_gone_disconnected_total", peerGoneDisconnected),
             ("peer_gone_not_here_total", peerGoneNotHere),
-            ("unknown_frames_total", unknownFrames),
+            ("unknown_frames_total", unknownFrames), ("sent_health_total", healthSent),
         ]
         for (name, value) in counters { add(name, "counter", [("", "\(value)")]) }
         let reasons: [(String, UInt64)] = [
             ("unknown_dest", droppedUnknown), ("unknown_dest_on_fwd", droppedUnknownOnForward),
             ("gone_disconnected", droppedGone), ("queue_head", droppedQueueHead), ("queue_late", droppedLate),
-            ("dup_client", droppedDuplicate),
+            ("write_error", droppedWriteError), ("dup_client", droppedDuplicate),
         ]
         add("packets_dropped_reason_total", "counter", reasons.map { ("{reason=\"\($0.0)\"}", "\($0.1)") })
         add(

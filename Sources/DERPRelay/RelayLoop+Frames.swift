@@ -52,7 +52,7 @@ extension RelayLoop {
         }
         if !client.isClosed, let key = client.key, key.active !== client || key.members.count > 1, offset > 0
         {
-            key.noteSpeaker(client)
+            activate(client, of: key)
         }
         pauseForDestination(client)
     }
@@ -66,7 +66,8 @@ extension RelayLoop {
         case .ping(let number):
             counters.pingsReceived += 1
             // One pong waits at a time; a client that does not read gets no second one.
-            guard client.control.isEmpty else { return }
+            guard !client.hasPong else { return }
+            client.hasPong = true
             counters.pongsSent += 1
             sendControl(DERP.frame(.pong, Self.bytes(number)), to: client)
         case .forward(let source, let destination, let payload):
@@ -177,7 +178,7 @@ extension RelayLoop {
             let count = Glibc.send(
                 target.descriptor, buffer.baseAddress! + start, ready.end - start, Int32(MSG_NOSIGNAL))
             if count < 0, errno != EAGAIN, errno != EINTR, errno != ENOBUFS {
-                counters.droppedGone += ready.frames
+                counters.droppedWriteError += ready.frames
                 close(target)
                 return
             }

@@ -17,7 +17,7 @@ extension RelayLoop {
         }
         let session = DERPMeshSession(
             privateKey: configuration.privateKey, meshKey: configuration.meshKey)
-        client.link = RelayLink(session: session, ended: ended)
+        client.link = RelayLink(session: session, now: now, ended: ended)
         begin(client, leftover)
     }
 

@@ -44,7 +44,9 @@ extension RelayLoop {
     func append(
         _ length: Int, to target: RelayClient, isDisco: Bool, source: UInt64
     ) -> UnsafeMutableRawPointer {
-        let byteLimit = queuedBytes > limits.totalQueueBytes ? limits.crowdedQueueBytes : limits.queueBytes
+        let isFull = queuedBytes > limits.totalQueueBytes
+        let byteLimit = isFull ? limits.crowdedQueueBytes : limits.queueBytes
+        if isFull { cutAt = now }
         queuedBytes += length
         markDirty(target, bytes: length)
         if isDisco {
@@ -179,6 +181,7 @@ extension RelayLoop {
         }
         if !client.rest.isEmpty { take(&client.rest) }
         if left > 0, !client.control.isEmpty { take(&client.control) }
+        if client.control.isEmpty { client.hasPong = false }
         let present = milliseconds
         var waited = counters.averageQueueMilliseconds
         let note = { (arrival: UInt32) in waited += (Double(present &- arrival) - waited) * 0.1 }

@@ -53,7 +53,8 @@ extension RelayLoop {
         }
         client.key = state
         state.members.append(client)
-        state.noteSpeaker(client)
+        activate(client, of: state)
+        tellProblem(client)
         if state.members.count == 1 { tellWatchers(.peerPresent, key.publicKey.bytes) }
     }
 
@@ -64,7 +65,10 @@ extension RelayLoop {
         state.speakers.removeAll { $0 === client }
         if state.active === client { state.active = state.speakers.last }
         guard state.members.isEmpty else {
-            if state.members.count == 1 { counters.duplicateKeys -= 1 }
+            if state.members.count == 1 {
+                counters.duplicateKeys -= 1
+                endDuplicate(state.members[0])
+            }
             return
         }
         keys[state.key] = nil

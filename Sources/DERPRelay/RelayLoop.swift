@@ -24,6 +24,11 @@ final class RelayLoop {
     var dirtyBytes = 0
     var queuedBytes = 0
     var partialBytes = 0
+    /// What is wrong with this relay, for its clients; empty: nothing.
+    var problem = ""
+    /// When a queue was cut short last because all of them together were too long, and whether clients know.
+    var cutAt: UInt64 = 0
+    var isCrowded = false
     /// Clients that may be paused; some are not any more.
     var paused: [RelayClient] = []
     /// When the first pause may end.
@@ -138,6 +143,7 @@ final class RelayLoop {
                 }
             case .link(let descriptor, let leftover, let ended): link(descriptor, leftover, ended)
             case .admitted(let number, let isAdmitted): admitted(number, isAdmitted)
+            case .health(let text): setProblem(text)
             case .drain(let until, let waits): drain(until, waits)
             case .stop: stopAt = 0
             }
@@ -159,6 +165,10 @@ final class RelayLoop {
             try Descriptor.setNonBlocking(descriptor)
             Descriptor.setNoDelay(descriptor)
             Descriptor.setUnsentLowWater(descriptor, bytes: limits.kernelUnsentBytes)
+            // One that vanished without a word is known as soon as something waits for it.
+            Descriptor.setPatience(
+                descriptor, unacknowledgedMilliseconds: Int(clamping: limits.stallNanoseconds / 1_000_000),
+                idleSeconds: limits.probeSeconds)
             try epoll.epoll.add(descriptor, .read, token: number)
         } catch {
             counters.protocolErrors += 1
@@ -219,7 +229,9 @@ final class RelayLoop {
     }
 
     private func parseAny(_ client: RelayClient, count: Int) {
-        if client.link != nil { parseLink(client, count: count) } else { parse(client, count: count) }
+        guard let link = client.link else { return parse(client, count: count) }
+        link.heardAt = now
+        parseLink(client, count: count)
     }
 
     /// Handles what was kept while the client was paused.
@@ -275,7 +287,7 @@ final class RelayLoop {
                 close(client)
                 continue
             }
-            if client.stalledSince != 0, now - client.stalledSince >= limits.stallNanoseconds {
+            if isStuck(client) {
                 counters.stalls += 1
                 close(client)
                 continue
@@ -286,7 +298,16 @@ final class RelayLoop {
             }
             if client.hasOutput { dropLate(client) } else { releaseMemory(client) }
         }
+        watchLoad()
         flushDirty()
+    }
+
+    /// Whether a client takes nothing for too long, or another relay says nothing.
+    private func isStuck(_ client: RelayClient) -> Bool {
+        let limit = client.link == nil ? limits.stallNanoseconds : limits.linkStallNanoseconds
+        if client.stalledSince != 0, now - client.stalledSince >= limit { return true }
+        guard let link = client.link else { return false }
+        return now - min(now, link.heardAt) >= limits.linkSilenceNanoseconds
     }
 
     private func releaseMemory(_ client: RelayClient) {

@@ -113,4 +113,11 @@ extension Descriptor {
     public static func setUnsentLowWater(_ number: Int32, bytes: Int) {
         clinux_unsent_low_water(number, Int32(clamping: bytes))
     }
+
+    /// TCP only: the connection breaks when the peer acknowledges nothing, or has no room, for so long; a peer that is
+    /// silent for `idleSeconds` is asked whether it is there.
+    public static func setPatience(_ number: Int32, unacknowledgedMilliseconds: Int, idleSeconds: Int) {
+        clinux_tcp_patience(
+            number, Int32(clamping: unacknowledgedMilliseconds), Int32(clamping: idleSeconds))
+    }
 }

@@ -33,6 +33,7 @@ int clinux_descriptor_kind(int descriptor);
 void clinux_reset_on_close(int descriptor);
 void clinux_no_delay(int descriptor);
 void clinux_unsent_low_water(int descriptor, int bytes);
+void clinux_tcp_patience(int descriptor, int unacknowledged_ms, int idle_seconds);
 int clinux_thread_start(void *(*body)(void *), void *argument, const char *name, uint64_t *handle);
 void clinux_thread_join(uint64_t handle);
 void clinux_thread_detach(uint64_t handle);
