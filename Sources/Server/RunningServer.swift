@@ -125,7 +125,7 @@ extension RunningServer {
             try await Migrator.migrate(pool)
             try await Seed.deployment(pool, now: .now())
             let services = try await makeServices(
-                options, accessURL: accessURL, pool: pool, group: group, logger: logger)
+                options, accessURL: accessURL, pool: pool, logger: logger)
             let server = RunningServer(
                 cluster: cluster, pool: pool, group: group, logger: logger, services: services,
                 servers: servers,
@@ -142,8 +142,7 @@ extension RunningServer {
     }
 
     private static func makeServices(
-        _ options: ServerOptions, accessURL: AccessURL, pool: ConnectionPool,
-        group: MultiThreadedEventLoopGroup, logger: Logger
+        _ options: ServerOptions, accessURL: AccessURL, pool: ConnectionPool, logger: Logger
     ) async throws -> Services {
         var generator = SystemRandomNumberGenerator()
         let stun = STUNListener.open(options, logger: logger)
@@ -152,8 +151,7 @@ extension RunningServer {
         let relay = try Relay(Relay.Configuration(privateKey: key), generator: &generator)
         let mesh = try MeshServices(
             map: try DERPMapBuilder.map(options, accessURL: accessURL, stunPort: stun?.port), relay: relay,
-            stun: stun,
-            resumeTokens: try await ResumeTokens.load(pool), group: group)
+            stun: stun, resumeTokens: try await ResumeTokens.load(pool))
         return Services(
             options: options, accessURL: accessURL, deploymentID: try await Seed.value("deployment_id", pool),
             store: Store(database: pool), mesh: mesh, logger: logger)

@@ -139,6 +139,12 @@ import Testing
         #expect(try await eventually { try await regions()["coder_delta"] == nil })
     }
 
+    /// derp.md §4 at the server's own relay, whose door is the HTTP server.
+    @Test func fastStart() async throws {
+        let plain = try RawConnection(port: server.port)
+        try await RelayClientStub.fastStart(at: server.port, after: plain)
+    }
+
     @Test func aRelayWithoutValidTokenDoesNotStart() async throws {
         await #expect(throws: (any Error).self) {
             _ = try await HostedRelay(options("\(UUID().uuidString):" + String(repeating: "a", count: 64)))
@@ -151,6 +157,21 @@ private let UUID_NULL: uuid_t = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 /// A relay of its own, without server: its doors, and packets through each.
 @Suite(.serialized) struct StandaloneRelayTests {
+    /// A relay with a listener for TLS beside the plain one; its certificate lies in `folder`.
+    func secureRelay(_ folder: String) async throws -> HostedRelay {
+        let certificate = try await Command.run([
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+            "-keyout",
+            "\(folder)/key.pem", "-out", "\(folder)/cert.pem", "-days", "2", "-subj", "/CN=localhost",
+        ])
+        try #require(certificate.status == 0, "\(certificate)")
+        return try await relay {
+            $0.tlsAddress = "127.0.0.1:0"
+            $0.certificateFiles = ["\(folder)/cert.pem"]
+            $0.keyFiles = ["\(folder)/key.pem"]
+        }
+    }
+
     private func relay(_ change: (inout RelayOptions) -> Void = { _ in }) async throws -> HostedRelay {
         var options = RelayOptions()
         options.isStandalone = true
@@ -183,19 +204,17 @@ private let UUID_NULL: uuid_t = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         await relay.stop()
     }
 
+    /// D1, D2: request, login and a packet in one write; no HTTP answer.
+    @Test func fastStart() async throws {
+        let relay = try await relay()
+        let plain = try RawConnection(port: relay.ports[0])
+        try await RelayClientStub.fastStart(at: relay.ports[0], after: plain)
+        await relay.stop()
+    }
+
     @Test func doorsOfAllKindsLeadToOneRelay() async throws {
         let folder = try TestServer.temporaryDirectory()
-        let certificate = try await Command.run([
-            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-            "-keyout",
-            "\(folder)/key.pem", "-out", "\(folder)/cert.pem", "-days", "2", "-subj", "/CN=localhost",
-        ])
-        try #require(certificate.status == 0, "\(certificate)")
-        let relay = try await relay {
-            $0.tlsAddress = "127.0.0.1:0"
-            $0.certificateFiles = ["\(folder)/cert.pem"]
-            $0.keyFiles = ["\(folder)/key.pem"]
-        }
+        let relay = try await secureRelay(folder)
         let http = HTTPClient()
         var anyone = ConnectOptions()
         anyone.acceptsAnyCertificate = true
@@ -320,6 +339,34 @@ private final class RelayClientStub: @unchecked Sendable {
         let count = read(descriptor, &buffer, buffer.count)
         guard count > 0 else { throw Ended() }
         buffer.withUnsafeBytes { machine.receive(UnsafeRawBufferPointer(rebasing: $0[..<count]).bytes) }
+    }
+
+    /// Learns the relay's key by an ordinary upgrade on `plain`, then begins a new connection with everything at once.
+    static func fastStart(at port: Int, after plain: RawConnection) async throws {
+        let request = "GET /derp HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n"
+        await plain.send(request + "\r\n")
+        let head = await plain.readResponse().head
+        let line = try #require(head.split(separator: "\r\n").first { $0.hasPrefix("Derp-Public-Key: ") })
+        let relayKey = try NodePublicKey(hex: line.suffix(64))
+        let hello = DERPServerSession.serverKeyFrame(relayKey)
+        #expect(await plain.read(hello.count) == hello)
+
+        var generator = SystemRandomNumberGenerator()
+        let key = PrivateKey(using: &generator)
+        var machine = DERPClient(privateKey: key, random: SecureGenerator(seededBy: &generator), now: now)
+        hello.withUnsafeBytes { machine.receive($0.bytes) }
+        _ = try machine.nextEvent(now: now)
+        let payload = [UInt8](repeating: 7, count: 2_000)
+        _ = payload.withUnsafeBytes { machine.send($0.bytes, to: key.nodePublicKey, now: now) }
+        let login = machine.withOutput { span in span.withUnsafeBytes { Array($0) } }
+        let fast = try RawConnection(port: port)
+        await fast.send(Array((request + "Derp-Fast-Start: 1\r\n\r\n").utf8) + login)
+        #expect(await fast.read(hello.count) == hello)
+        let info = await fast.read(5)
+        try #require(info.count == 5 && info[0] == DERPFrameType.serverInfo.rawValue)
+        _ = await fast.read(Int(info[3]) << 8 | Int(info[4]))
+        #expect(
+            await fast.read(5 + 32 + 2_000) == DERP.frame(.receivePacket, key.nodePublicKey.bytes, payload))
     }
 
     private func aside<R: Sendable>(_ body: @escaping @Sendable () throws -> R) async throws -> R {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import DERPRelay
 internal import LinuxIO
 internal import NIOCore
 internal import NIOPosix
@@ -81,9 +82,10 @@ final class ByteStream: Sendable {
     }
 
     /// Carries the bytes to and from one end of a socket pair from now on, and gives the other end away: for
-    /// connections whose bytes are not those of their socket. Only while nobody reads; afterwards only `close` and
-    /// `closed` are of use.
-    func bridge(leftOver: [UInt8]) async throws -> Int32 {
+    /// connections whose bytes are not those of their socket. All of it happens on the event loop: no task has a part
+    /// in it. Only while nobody reads; afterwards only `close` and `closed` are of use. `isWebSocket`: the bytes are
+    /// those of binary messages.
+    func bridge(leftOver: [UInt8], isWebSocket: Bool) async throws -> Int32 {
         let (near, far) = try Descriptor.socketPair(nonBlocking: true).release()
         let (channel, handler) = (channel, handler)
         do {
@@ -92,6 +94,7 @@ final class ByteStream: Sendable {
                 let ends = NIOLoopBound((outer, inner), eventLoop: channel.eventLoop)
                 return ClientBootstrap(group: channel.eventLoop)
                     .channelOption(.autoRead, value: false)
+                    .channelOption(.maxMessagesPerRead, value: 1)
                     .channelInitializer { other in
                         other.eventLoop.makeCompletedFuture {
                             try other.pipeline.syncOperations.addHandler(ends.value.1)
@@ -101,12 +104,13 @@ final class ByteStream: Sendable {
                     .flatMapThrowing { _ in
                         let pipeline = channel.pipeline.syncOperations
                         try pipeline.addHandler(ends.value.0, position: .after(handler.value))
-                        var early = ByteBuffer(bytes: leftOver)
-                        var buffered = handler.value.takeBuffered()
-                        early.writeBuffer(&buffered)
-                        handler.value.passOn()
-                        ends.value.0.start(early: early)
-                        ends.value.1.start(early: ByteBuffer())
+                        if isWebSocket {
+                            try pipeline.addHandler(WebSocketBytes(), position: .after(handler.value))
+                        }
+                        Self.setRelayOptions(of: channel)
+                        handler.value.passOn(early: ByteBuffer(bytes: leftOver))
+                        ends.value.0.start()
+                        ends.value.1.start()
                     }
             }.get()
         } catch {
@@ -115,6 +119,20 @@ final class ByteStream: Sendable {
             throw error
         }
         return far
+    }
+
+    /// As the relay sets them for sockets that it has itself.
+    private static func setRelayOptions(of channel: any Channel) {
+        let limits = Relay.Limits()
+        // What is read or written at once, NIO and NIOSSL keep as buffers for as long as the connection lives.
+        try? channel.syncOptions?.setOption(.maxMessagesPerRead, value: 1)
+        // Best effort: without them the connection is slower to notice things.
+        try? channel.pipeline.syncOperations.withUnsafeTransportIfAvailable(of: NIOBSDSocket.Handle.self) {
+            Descriptor.setUnsentLowWater($0, bytes: limits.kernelUnsentBytes)
+            Descriptor.setPatience(
+                $0, unacknowledgedMilliseconds: Int(clamping: limits.stallNanoseconds / 1_000_000),
+                idleSeconds: limits.probeSeconds)
+        }
     }
 
     /// What `detach` gives: the caller owns the descriptor number.
@@ -127,6 +145,7 @@ final class ByteStream: Sendable {
 /// Last handler of the pipeline: keeps what arrived and reads only when somebody waits. Lives on the event loop.
 private final class DemandHandler: ChannelInboundHandler {
     typealias InboundIn = ByteBuffer
+    typealias InboundOut = ByteBuffer
 
     private var context: ChannelHandlerContext?
     private var buffered = ByteBuffer()
@@ -152,8 +171,16 @@ private final class DemandHandler: ChannelInboundHandler {
         if waiter != nil { context?.read() }
     }
 
-    /// Leaves everything to the next handler from now on.
-    func passOn() { isPassing = true }
+    /// Leaves everything to the next handler from now on: first `early`, then what arrived and was not read.
+    func passOn(early: ByteBuffer) {
+        var bytes = early
+        var rest = takeBuffered()
+        bytes.writeBuffer(&rest)
+        isPassing = true
+        guard bytes.readableBytes > 0, let context else { return }
+        context.fireChannelRead(wrapInboundOut(bytes))
+        context.fireChannelReadComplete()
+    }
 
     func takeBuffered() -> ByteBuffer {
         defer { buffered = ByteBuffer() }

@@ -4,8 +4,16 @@ extension Call {
     /// The answer that turns the connection into a WebSocket, or 400 when the client did not ask for one properly.
     /// `serve` runs until the socket is closed.
     func webSocket(
-        subprotocol: String? = nil, _ serve: @escaping @Sendable (WebSocketSession) async -> Void
+        _ serve: @escaping @Sendable (WebSocketSession) async -> Void
     ) throws(APIError) -> Reply {
+        let upgrade = Upgrade(fields: try webSocketFields()) { stream, leftOver in
+            await serve(WebSocketSession(stream: stream, leftOver: leftOver))
+        }
+        return Reply(status: 101, body: .upgrade(upgrade))
+    }
+
+    /// Fields of the 101 that makes the connection a WebSocket, or 400 when the client did not ask for one properly.
+    func webSocketFields(subprotocol: String? = nil) throws(APIError) -> [(name: String, value: String)] {
         let key = head.first("sec-websocket-key") ?? ""
         guard wantsWebSocket, head.first("sec-websocket-version") == "13", Base64.decode(key)?.count == 16
         else {
@@ -26,10 +34,7 @@ extension Call {
             ("Sec-WebSocket-Accept", Base64.encode(accept)),
         ]
         if let subprotocol { fields.append(("Sec-WebSocket-Protocol", subprotocol)) }
-        let upgrade = Upgrade(fields: fields) { stream, leftOver in
-            await serve(WebSocketSession(stream: stream, leftOver: leftOver))
-        }
-        return Reply(status: 101, body: .upgrade(upgrade))
+        return fields
     }
 }
 

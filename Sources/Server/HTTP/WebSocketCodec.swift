@@ -43,13 +43,28 @@ enum WebSocketError: Error, Equatable {
 
 /// Turns received bytes into frames.
 struct WebSocketDecoder {
-    /// Longest frame taken: yamux bodies stay below 256 KiB, DERP frames below 64 KiB.
+    /// A data frame whose payload is still coming.
+    private struct Begun {
+        var left: Int
+        var mask: [UInt8]
+        let isText: Bool
+        let isFinal: Bool
+    }
+
+    /// Longest frame taken: yamux bodies stay below 256 KiB.
     private let maximumFrameBytes: Int
+    /// Whether payload is passed on as it comes, as data frames that are not final: nothing is kept then, however
+    /// long the peer's frames are.
+    private let passesPartsOn: Bool
     private var bytes: [UInt8] = []
     private var start = 0
     private var messageIsText: Bool?
+    private var begun: Begun?
 
-    init(maximumFrameBytes: Int = 4 * 1024 * 1024) { self.maximumFrameBytes = maximumFrameBytes }
+    init(maximumFrameBytes: Int = 4 * 1024 * 1024, passesPartsOn: Bool = false) {
+        self.maximumFrameBytes = maximumFrameBytes
+        self.passesPartsOn = passesPartsOn
+    }
 
     mutating func append(_ more: some Collection<UInt8>) {
         if start > 0 {
@@ -59,8 +74,16 @@ struct WebSocketDecoder {
         bytes += more
     }
 
+    /// Gives memory back while nothing is kept.
+    mutating func releaseIfEmpty() {
+        guard start == bytes.count else { return }
+        bytes = []
+        start = 0
+    }
+
     /// The next frame, or nil until more bytes arrive.
     mutating func next() throws(WebSocketError) -> WebSocketFrame? {
+        if begun != nil { return nextPart() }
         guard bytes.count - start >= 2 else { return nil }
         let (first, second) = (bytes[start], bytes[start + 1])
         guard first & 0x70 == 0 else { throw .protocolError("reserved bits") }
@@ -70,13 +93,57 @@ struct WebSocketDecoder {
         let isFinal = first & 0x80 != 0
         if opcode >= 8, !isFinal || second & 0x7F > 125 { throw .protocolError("long control frame") }
         guard let (length, headerBytes) = try lengthAndHeader(second & 0x7F) else { return nil }
-        guard bytes.count - start >= headerBytes + 4 + length else { return nil }
+        let isPassedOn = passesPartsOn && opcode < 8 && length > 0
+        guard bytes.count - start >= headerBytes + 4 + (isPassedOn ? 0 : length) else { return nil }
         let mask = Array(bytes[(start + headerBytes)..<(start + headerBytes + 4)])
-        let from = start + headerBytes + 4
-        var payload = Array(bytes[from..<from + length])
-        for index in payload.indices { payload[index] ^= mask[index & 3] }
-        start = from + length
-        return try frame(opcode: opcode, isFinal: isFinal, payload: payload)
+        start += headerBytes + 4
+        guard isPassedOn else {
+            let payload = take(length, mask)
+            return try frame(opcode: opcode, isFinal: isFinal, payload: payload)
+        }
+        // What kind of frame it is does not depend on its payload.
+        guard case .data(_, let isText, _) = try frame(opcode: opcode, isFinal: isFinal, payload: []) else {
+            return nil
+        }
+        begun = Begun(left: length, mask: mask, isText: isText, isFinal: isFinal)
+        return nextPart()
+    }
+
+    private mutating func nextPart() -> WebSocketFrame? {
+        guard var part = begun else { return nil }
+        let count = min(part.left, bytes.count - start)
+        guard count > 0 else { return nil }
+        let payload = take(count, part.mask)
+        part.left -= count
+        let turn = count & 3
+        part.mask = Array(part.mask[turn...] + part.mask[..<turn])
+        begun = part.left > 0 ? part : nil
+        return .data(payload: payload, isText: part.isText, isFinal: part.isFinal && part.left == 0)
+    }
+
+    /// The next `count` bytes, unmasked.
+    private mutating func take(_ count: Int, _ mask: [UInt8]) -> [UInt8] {
+        let word = mask.enumerated().reduce(UInt64(0)) { $0 | UInt64($1.element) << UInt64(8 * $1.offset) }
+        let mask8 = word | word << 32
+        let from = start
+        start += count
+        return [UInt8](unsafeUninitializedCapacity: count) { payload, initialized in
+            bytes.withUnsafeBytes { source in
+                let target = UnsafeMutableRawBufferPointer(payload)
+                var index = 0
+                while index + 8 <= count {
+                    let eight = source.loadUnaligned(fromByteOffset: from + index, as: UInt64.self)
+                    target.storeBytes(
+                        of: eight ^ mask8.littleEndian, toByteOffset: index, as: UInt64.self)
+                    index += 8
+                }
+                while index < count {
+                    target[index] = source[from + index] ^ mask[index & 3]
+                    index += 1
+                }
+            }
+            initialized = count
+        }
     }
 
     private func lengthAndHeader(_ short: UInt8) throws(WebSocketError) -> (Int, Int)? {

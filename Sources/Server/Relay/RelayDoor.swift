@@ -4,7 +4,6 @@ internal import DERPRelay
 internal import LinuxIO
 internal import Logging
 internal import Mesh
-internal import NIOPosix
 
 /// The relay inside the server: `/derp` on every listener.
 struct RelayRoutes {
@@ -12,7 +11,7 @@ struct RelayRoutes {
 
     func register(_ routes: RouteTable) {
         guard let relay = services.mesh.relay else { return }
-        let door = RelayDoor(relay: relay, group: services.mesh.group, logger: services.logger)
+        let door = RelayDoor(relay: relay, logger: services.logger)
         routes.root(.get, "/derp", .anonymous) { try door.answer($0) }
         routes.root(.get, "/derp/latency-check", .anonymous) { _ in RelayDoor.latencyCheck }
     }
@@ -21,7 +20,6 @@ struct RelayRoutes {
 /// Turns `/derp` requests into connections of a relay. `derp.md` §4 and §5.
 struct RelayDoor: Sendable {
     let relay: Relay
-    let group: MultiThreadedEventLoopGroup
     let logger: Logger
 
     /// `GET /derp/latency-check`: clients measure how long it takes.
@@ -34,17 +32,9 @@ struct RelayDoor: Sendable {
     /// `GET /derp`.
     func answer(_ call: Call) throws(APIError) -> Reply {
         let wanted = call.head.tokens("upgrade")
-        let (relay, group, logger) = (relay, group, logger)
-        let source = call.peerAddress
         if wanted.contains("websocket"), call.head.tokens("sec-websocket-protocol").contains("derp") {
-            return try call.webSocket(subprotocol: "derp") { socket in
-                do {
-                    try await RelayBridge.run(socket, relay, group, source: source)
-                } catch {
-                    logger.debug("relayed WebSocket ended", metadata: ["error": "\(error)"])
-                }
-                await socket.close(code: 1011)
-            }
+            let fields = try call.webSocketFields(subprotocol: "derp")
+            return upgrade(call, fields: fields, isWebSocket: true)
         }
         guard wanted.contains("derp") || wanted.contains("websocket") else {
             return .text("DERP requires connection upgrade\n", status: 426)
@@ -54,20 +44,27 @@ struct RelayDoor: Sendable {
             ("Derp-Public-Key", relay.publicKey.hex),
         ]
         let isFast = call.head.first("derp-fast-start") == "1"
-        let upgrade = Upgrade(fields: isFast ? nil : fields) { stream, leftOver in
+        return upgrade(call, fields: isFast ? nil : fields, isWebSocket: false)
+    }
+
+    /// Gives the connection to the relay: the socket itself, or one end of a bridge.
+    private func upgrade(_ call: Call, fields: [(name: String, value: String)]?, isWebSocket: Bool) -> Reply {
+        let (relay, logger) = (relay, logger)
+        let source = call.peerAddress
+        let upgrade = Upgrade(fields: fields) { stream, leftOver in
             do {
-                if let taken = try await stream.detach() {
+                if !isWebSocket, let taken = try await stream.detach() {
                     relay.adopt(
                         OwnedDescriptor(taking: taken.number), leftover: leftOver + taken.leftOver,
                         source: source)
-                } else {
-                    let end = try await stream.bridge(leftOver: leftOver)
-                    relay.adopt(OwnedDescriptor(taking: end), source: source)
-                    await withTaskCancellationHandler {
-                        await stream.closed()
-                    } onCancel: {
-                        stream.close()
-                    }
+                    return
+                }
+                let end = try await stream.bridge(leftOver: leftOver, isWebSocket: isWebSocket)
+                relay.adopt(OwnedDescriptor(taking: end), source: source)
+                await withTaskCancellationHandler {
+                    await stream.closed()
+                } onCancel: {
+                    stream.close()
                 }
             } catch {
                 logger.debug("relayed connection ended", metadata: ["error": "\(error)"])

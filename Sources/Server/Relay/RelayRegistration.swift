@@ -83,7 +83,7 @@ struct RelayRegistration: Sendable {
 
     /// Registers again and again until cancelled. A server that is away changes nothing: packets go on.
     func keep(
-        since first: Answer, known: (Answer) async -> Void, trouble: ([String]) -> Void,
+        since first: Answer, known: (Answer) async -> Void, trouble: (_ failures: Int) -> Void,
         changed: (String) -> Void
     ) async {
         var failures = 0
@@ -98,7 +98,7 @@ struct RelayRegistration: Sendable {
                 }
                 if failures > 0 { logger.info("the server is there again") }
                 failures = 0
-                trouble([])
+                trouble(0)
                 await known(answer)
             } catch let error as Refused {
                 return changed("the server refuses this relay: \(error)")
@@ -108,7 +108,7 @@ struct RelayRegistration: Sendable {
                     logger.warning(
                         "the server cannot be reached; relaying goes on", metadata: ["error": "\(error)"])
                 }
-                trouble(["Registrations with the server that failed in a row: \(failures)."])
+                trouble(failures)
             }
         }
     }

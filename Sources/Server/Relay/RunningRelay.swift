@@ -42,7 +42,7 @@ final class RunningRelay: Sendable {
         self.logger = logger
         drainSeconds = options.drainSeconds
         ports = (parts.plain.map { [$0.port] } ?? []) + parts.servers.map(\.port)
-        let upgrades = RelayDoor(relay: parts.relay, group: parts.group, logger: logger)
+        let upgrades = RelayDoor(relay: parts.relay, logger: logger)
         let responder = RelayResponder(door: upgrades, stun: parts.stun, version: options.version)
         self.responder = responder
         let (stream, continuation) = AsyncStream.makeStream(
@@ -80,11 +80,17 @@ final class RunningRelay: Sendable {
         self.dialer = dialer
         await dialer.connect(to: parts.meshWith + (registered?.siblings ?? []))
         if let registration = parts.registration, let registered {
+            let relay = parts.relay
             registering = Task {
                 await registration.keep(since: registered) { answer in
                     await dialer.connect(to: parts.meshWith + answer.siblings)
-                } trouble: { warnings in
-                    responder.report(warnings)
+                } trouble: { failures in
+                    responder.report(
+                        failures == 0
+                            ? [] : ["Registrations with the server that failed in a row: \(failures)."])
+                    // One that restarts is no news for clients.
+                    relay.report(
+                        problem: failures > 3 ? "this relay cannot reach its server" : nil)
                 } changed: { reason in
                     continuation.yield(reason)
                 }

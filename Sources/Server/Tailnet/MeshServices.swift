@@ -4,7 +4,6 @@ internal import Coordinator
 internal import DERPRelay
 internal import LinuxIO
 internal import Mesh
-internal import NIOPosix
 internal import RPC
 internal import Synchronization
 
@@ -17,17 +16,14 @@ final class MeshServices: Sendable {
     let maps: DERPMapSource
     let resumeTokens: ResumeTokens
     let sessions = RPCSessions()
-    let group: MultiThreadedEventLoopGroup
 
     init(
-        map: DERPMap, relay: Relay?, stun: STUNListener?, resumeTokens: ResumeTokens,
-        group: MultiThreadedEventLoopGroup
+        map: DERPMap, relay: Relay?, stun: STUNListener?, resumeTokens: ResumeTokens
     ) throws {
         maps = try DERPMapSource(map)
         self.relay = relay
         self.stun = stun
         self.resumeTokens = resumeTokens
-        self.group = group
     }
 
     /// Latency per region of a connected agent, as `codersdk.WorkspaceAgent` shows it.
