@@ -4,7 +4,9 @@
 relay's process alone, whatever the load generator costs. Any relay that speaks DERP can be measured: start it, give
 its URL and process id.
 
-    benchmarks/relay.py [--seconds N] [--rounds N] [--quick] [--json FILE] [--url URL --pid PID]
+    benchmarks/relay.py [--quick | --long] [--seconds N] [--rounds N] [--only TEXT] [--json FILE] [--url URL --pid PID]
+
+One round of 2 s per case takes two minutes; `--long` is three rounds of 5 s and takes ten, `--quick` half a minute.
 """
 
 import argparse
@@ -66,12 +68,18 @@ class Relay:
             except subprocess.TimeoutExpired:
                 self.process.kill()
 
-    def load(self, *arguments, tls=False):
+    def load(self, *arguments, tls=False, limit=60):
+        """What the load generator found; None when it failed or did not end in time, with the reason on stderr."""
         url = self.secure if tls else self.plain
         command = [CODER, "relay-load", url, "--insecure", "--pid", str(self.pid), *map(str, arguments)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+        except subprocess.TimeoutExpired:
+            print(f"{' '.join(command)}: not done after {limit} s", file=sys.stderr)
+            return None
         if result.returncode:
-            sys.exit(f"{' '.join(command)}: {result.stdout} {result.stderr}")
+            print(f"{' '.join(command)}: {result.stdout} {result.stderr}", file=sys.stderr)
+            return None
         return json.loads(result.stdout)
 
     @property
@@ -83,24 +91,21 @@ class Relay:
 def cases(seconds, quick):
     """Name, arguments, TLS."""
     load = ["--seconds", f"{seconds}s"]
-    yield "ping-pong alone", ["--mode", "ping", *load], False
     pairs = [1, 8] if quick else [1, 8, 20, 100]
-    for count in pairs:
+    for tls in [False, True]:
+        name = "TLS " if tls else ""
+        yield f"{name}ping-pong alone", ["--mode", "ping", *load], tls
         for payload in [1400] if quick else [1400, 64]:
-            yield f"window, {count} pairs, {payload} B", ["--pairs", count, "--payload", payload, *load], False
-    yield "window, 4 pairs + probe", ["--pairs", 4, "--probe", *load], False
-    for count in pairs:
-        yield f"flood, {count} pairs", ["--mode", "flood", "--pairs", count, *load], False
-    yield "flood, 4 pairs + probe", ["--mode", "flood", "--pairs", 4, "--probe", *load], False
-    yield "one greedy among 7 polite", ["--pairs", 8, "--greedy", 1, "--probe", *load], False
-    for count in pairs[:2]:
-        yield f"TLS window, {count} pairs", ["--pairs", count, *load], True
-    if not quick:
-        yield "TLS window, 8 pairs, 64 B", ["--pairs", 8, "--payload", 64, *load], True
-        yield "TLS flood, 8 pairs", ["--mode", "flood", "--pairs", 8, *load], True
-    yield "TLS ping-pong", ["--mode", "ping", *load], True
-    yield "connects", ["--mode", "connect", "--pairs", 3000, "--threads", 16], False
-    yield "TLS connects", ["--mode", "connect", "--pairs", 500, "--threads", 16], True
+            for count in pairs:
+                yield (f"{name}window, {count} pairs, {payload} B",
+                       ["--pairs", count, "--payload", payload, *load], tls)
+        yield f"{name}window, 4 pairs + probe", ["--pairs", 4, "--probe", *load], tls
+        for count in pairs:
+            yield f"{name}flood, {count} pairs", ["--mode", "flood", "--pairs", count, *load], tls
+        yield f"{name}flood, 4 pairs + probe", ["--mode", "flood", "--pairs", 4, "--probe", *load], tls
+        yield f"{name}one greedy among 7 polite", ["--pairs", 8, "--greedy", 1, "--probe", *load], tls
+        count = 500 if tls else 3000
+        yield f"{name}connects", ["--mode", "connect", "--pairs", count, "--threads", 16], tls
 
 
 def median(results):
@@ -122,11 +127,17 @@ def line(name, result):
         memory = f"  {memory / 1024:5.1f} KiB each" if memory is not None else ""
         return (f"{name:32} {result['per_second']:6.0f}/s  {result['cpu_us_per_connection']:6.0f} us CPU each"
                 f"{memory}")
+    if not result.get("received"):
+        return f"{name:32} nothing came through"
     text = (f"{name:32} {result['megabytes_per_second']:7.1f} MB/s  {result['packets_per_second'] / 1e3:6.1f} k/s"
             f"  {result['cpu_seconds_per_gigabyte']:7.2f} s/GB  {result['cpu_us_per_packet']:5.2f} us/packet"
             f"  lost {result['loss'] * 100:6.2f} %  pairs {result['pair_minimum']:.2f}-{result['pair_maximum']:.2f}")
     if result.get("greedy_megabytes_per_second"):
         text += f"  greedy {result['greedy_megabytes_per_second']:.1f} MB/s"
+    if "share_of_ceiling" in result:
+        text += f"  {result['share_of_ceiling']:.2f} of the ceiling"
+    if "one_way_p50_us" in result and result["one_way_p50_us"] is not None:
+        text += f"  one way p50 {result['one_way_p50_us'] / 1e3:.2f} p99 {result['one_way_p99_us'] / 1e3:.2f} ms"
     if "probe" in result:
         text += f"  probe p50 {result['probe']['p50_us'] / 1e3:.2f} p99 {result['probe']['p99_us'] / 1e3:.2f} ms"
     return text
@@ -134,31 +145,39 @@ def line(name, result):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int)
+    parser.add_argument("--rounds", type=int)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--long", action="store_true")
     parser.add_argument("--only", default="", help="only cases with this text in their name")
     parser.add_argument("--json")
     parser.add_argument("--url")
     parser.add_argument("--pid", type=int, default=0)
     options = parser.parse_args()
+    seconds = options.seconds or (5 if options.long else 1 if options.quick else 2)
+    rounds = options.rounds or (3 if options.long else 1)
+    limit = 4 * seconds + 30
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         relay = Relay(folder, options.url, options.pid)
         try:
-            wanted = [case for case in cases(options.seconds, options.quick)
+            wanted = [case for case in cases(seconds, options.quick)
                       if options.only in case[0] and (relay.secure or not case[2])]
-            for _ in range(options.rounds):
+            for _ in range(rounds):
                 for name, arguments, tls in wanted:
-                    found.setdefault(name, []).append(relay.load(*arguments, tls=tls))
+                    result = relay.load(*arguments, tls=tls, limit=limit)
+                    if result:
+                        found.setdefault(name, []).append(result)
             found = {name: median(results) for name, results in found.items()}
-            ceiling = found.get("flood, 8 pairs", {}).get("megabytes_per_second")
-            if ceiling:
-                rate = int(ceiling * 2.7e6)
-                found["paced at 2.7 x ceiling, 8 pairs"] = relay.load(
-                    "--mode", "paced", "--rate", rate, "--pairs", 8, "--seconds", f"{options.seconds}s")
-                found["paced at 2.7 x ceiling, 8 pairs"]["share_of_ceiling"] = (
-                    found["paced at 2.7 x ceiling, 8 pairs"]["megabytes_per_second"] / ceiling)
+            for name, tls in [("", False), ("TLS ", True)]:
+                ceiling = found.get(f"{name}flood, 8 pairs", {}).get("megabytes_per_second")
+                if not ceiling:
+                    continue
+                result = relay.load("--mode", "paced", "--rate", int(ceiling * 2.7e6), "--pairs", 8, "--seconds",
+                                    f"{seconds}s", tls=tls, limit=limit)
+                if result:
+                    result["share_of_ceiling"] = result["megabytes_per_second"] / ceiling
+                    found[f"{name}offered 2.7 x ceiling, 8 pairs"] = result
         finally:
             relay.stop()
         # Memory needs a process that was not used before.
@@ -166,8 +185,9 @@ def main():
             fresh = Relay(folder)
             try:
                 fresh.load("--mode", "connect", "--pairs", 16, "--threads", 4, tls=tls)
-                found[f"{'TLS ' if tls else ''}idle"] = fresh.load(
-                    "--mode", "idle", "--pairs", 1000, "--threads", 8, tls=tls)
+                result = fresh.load("--mode", "idle", "--pairs", 1000, "--threads", 8, tls=tls)
+                if result:
+                    found[f"{'TLS ' if tls else ''}idle"] = result
             finally:
                 fresh.stop()
     for name, result in found.items():
