@@ -133,7 +133,8 @@ if !pureOnly {
             ],
             swiftSettings: base),
         .testTarget(
-            name: "AgentTests", dependencies: ["Agent", "RPC", "SSH", "LinuxIO"], swiftSettings: base),
+            name: "AgentTests", dependencies: ["Agent", "RPC", "Resume", "SSH", "LinuxIO"],
+            swiftSettings: base),
         .testTarget(
             name: "ServerTests",
             dependencies: ["Server", "HTTPTransport", "RPC", "Mesh", "LinuxIO", "TestSupport", protobuf],

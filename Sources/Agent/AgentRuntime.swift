@@ -31,6 +31,7 @@ actor AgentRuntime {
     private var manifest: AgentManifest?
     private var tailnet: Tailnet?
     private var ssh: SSHService?
+    private var terminals: TerminalService?
 
     init(options: AgentOptions, client: HTTPClient, logger: Logger) {
         self.options = options
@@ -125,11 +126,14 @@ actor AgentRuntime {
         let tailnet = try Tailnet(configuration)
         let ssh = SSHService(sshConfiguration(manifest))
         self.ssh = ssh
+        let terminals = TerminalService(terminalConfiguration())
+        self.terminals = terminals
         let http = AgentHTTP(
             own: { [self] in ownNode.withLock { $0 } },
             recordings: { (try? await tailnet.node.recordings()) ?? [] })
         let listeners = MeshListeners(
-            node: tailnet.node, departures: tailnet.departures, ssh: ssh, http: http, logger: logger)
+            node: tailnet.node, departures: tailnet.departures, ssh: ssh, terminals: terminals, http: http,
+            logger: logger)
         newJobs.yield { await tailnet.run() }
         newJobs.yield { await listeners.run() }
         newJobs.yield { await IdleMemory(node: tailnet.node).run() }
@@ -152,6 +156,14 @@ actor AgentRuntime {
         configuration.log = { logger.info("\($0)") }
         let seconds = max(0, min(options.sshMaxTimeout.components.seconds, 1 << 30))
         configuration.silenceLimitNanoseconds = UInt64(seconds) * 1_000_000_000
+        return configuration
+    }
+
+    private func terminalConfiguration() -> TerminalService.Configuration {
+        var configuration = TerminalService.Configuration { [self] in currentEnvironment }
+        let (connections, logger) = (connections, logger)
+        configuration.report = { connections.report($0) }
+        configuration.log = { logger.info("\($0)") }
         return configuration
     }
 
@@ -182,8 +194,9 @@ actor AgentRuntime {
     func shutDown() async {
         lifecycle.set(.shuttingDown)
         ssh?.stop()
+        terminals?.stop()
         let stopped = ContinuousClock.now + .seconds(5)
-        while let count = ssh?.connectionCount, count > 0, ContinuousClock.now < stopped {
+        while (ssh?.connectionCount ?? 0) + (terminals?.count ?? 0) > 0, ContinuousClock.now < stopped {
             do { try await Task.sleep(for: .milliseconds(20)) } catch { break }
         }
         await tailnet?.leave()

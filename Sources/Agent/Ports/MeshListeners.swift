@@ -6,14 +6,15 @@ internal import Mesh
 internal import Synchronization
 internal import Tailnet
 
-/// What the agent serves on the mesh: SSH on 1 and 22, speed test on 3, HTTP on 4, resumable streams on 8; every other
-/// port leads to the same port of the workspace. Whoever gets here was let in by WireGuard. agent.md §5.
+/// What the agent serves on the mesh: SSH on 1 and 22, terminals on 2, speed test on 3, HTTP on 4, resumable streams on
+/// 8; every other port leads to the same port of the workspace. Whoever gets here was let in by WireGuard. agent.md §5.
 struct MeshListeners: Sendable {
     /// Threads of speed tests and HTTP requests at once; more are reset.
     private static let threadLimit = 32
 
     let node: Node
     let ssh: SSHService
+    let terminals: TerminalService
     let http: AgentHTTP
     let logger: Logger
     /// Peers that said goodbye.
@@ -21,11 +22,13 @@ struct MeshListeners: Sendable {
     private let threads = ThreadCount()
 
     init(
-        node: Node, departures: AsyncStream<NodePublicKey>, ssh: SSHService, http: AgentHTTP, logger: Logger
+        node: Node, departures: AsyncStream<NodePublicKey>, ssh: SSHService, terminals: TerminalService,
+        http: AgentHTTP, logger: Logger
     ) {
         self.node = node
         self.departures = departures
         self.ssh = ssh
+        self.terminals = terminals
         self.http = http
         self.logger = logger
     }
@@ -35,18 +38,24 @@ struct MeshListeners: Sendable {
         do {
             let ports = (
                 one: try await node.listen(port: 1), ssh: try await node.listen(port: 22),
+                terminals: try await node.listen(port: 2),
                 speed: try await node.listen(port: 3), http: try await node.listen(port: 4),
                 resume: try await node.listen(port: ResumingStream.port),
                 any: try await node.listenAny(), flows: try await node.listenAnyUDP()
             )
             await withDiscardingTaskGroup { group in
-                group.addTask { await serveSSH(ports.one) }
-                group.addTask { await serveSSH(ports.ssh) }
+                for streams in [ports.one, ports.ssh] {
+                    group.addTask { await hand(streams) { ssh.serve($0, remoteAddress: $1) } }
+                }
+                group.addTask { await hand(ports.terminals) { terminals.serve($0, remoteAddress: $1) } }
                 group.addTask { await serveOnThreads(ports.speed, name: "speedtest") { SpeedTest.serve($0) } }
                 group.addTask { await serveOnThreads(ports.http, name: "agent-http") { http.serve($0) } }
-                let streams = ResumeStreams(node: node, ssh: ssh) { logger.info("\($0)") }
+                let streams = ResumeStreams(node: node, ssh: ssh, terminals: terminals) {
+                    logger.info("\($0)")
+                }
                 group.addTask { await streams.run(ports.resume) }
                 group.addTask { await streams.follow(departures) }
+                group.addTask { await streams.keepWithinQuota() }
                 group.addTask { await relay(ports.any) }
                 group.addTask {
                     for await flow in ports.flows { relay(flow) }
@@ -57,10 +66,14 @@ struct MeshListeners: Sendable {
         }
     }
 
-    private func serveSSH(_ streams: AsyncStream<IncomingStream>) async {
+    /// To a service with threads of its own.
+    private func hand(
+        _ streams: AsyncStream<IncomingStream>,
+        to serve: @Sendable (consuming OwnedDescriptor, String) -> Void
+    ) async {
         for await stream in streams {
             do {
-                ssh.serve(try stream.descriptor(), remoteAddress: stream.remote.ip.description)
+                serve(try stream.descriptor(), stream.remote.ip.description)
             } catch {
                 logger.warning("stream lost", metadata: ["error": "\(error)"])
             }

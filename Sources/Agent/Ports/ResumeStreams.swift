@@ -13,14 +13,22 @@ final class ResumeStreams: Sendable {
     private static let streamLimit = 1_024, greeterLimit = 64
     private static let greetingLimit: UInt64 = 10_000_000_000
 
+    private struct Entry {
+        let loop: ResumeLoop
+        /// Node key.
+        let client: [UInt8]
+        let isSession: Bool
+    }
+
     private struct State {
-        /// With the client's node key.
-        var streams: [ResumeID: (loop: ResumeLoop, client: [UInt8])] = [:]
+        var streams: [ResumeID: Entry] = [:]
         var greeters = 0
     }
 
     private let node: Node
     private let ssh: SSHService
+    private let terminals: TerminalService
+    private let quota = ResumeQuota()
     private let patience: ResumeLoop.Patience
     private let log: @Sendable (String) -> Void
     /// Lives as long as this process: tokens of an earlier one are worth nothing.
@@ -28,11 +36,12 @@ final class ResumeStreams: Sendable {
     private let state = Mutex(State())
 
     init(
-        node: Node, ssh: SSHService, patience: ResumeLoop.Patience = .init(),
+        node: Node, ssh: SSHService, terminals: TerminalService, patience: ResumeLoop.Patience = .init(),
         log: @escaping @Sendable (String) -> Void
     ) {
         self.node = node
         self.ssh = ssh
+        self.terminals = terminals
         self.patience = patience
         self.log = log
         var random = SystemRandomNumberGenerator()
@@ -74,6 +83,37 @@ final class ResumeStreams: Sendable {
         }
     }
 
+    /// Looks once a minute for streams that nobody will come back for, or that are too many.
+    func keepWithinQuota() async {
+        while true {
+            do { try await Task.sleep(for: .seconds(60)) } catch { return }
+            var known: Set<[UInt8]>?
+            do {
+                known = Set(try await node.status().peers.map { $0.key.bytes })
+            } catch {
+                known = nil  // the node closes: only what needs no knowledge of peers is looked at
+            }
+            end(quota.excess(standing(), known: known, now: Clock.monotonicNanoseconds()))
+        }
+    }
+
+    /// All streams as they stand.
+    private func standing() -> [ResumeQuota.Stream] {
+        state.withLock { $0.streams }.map { id, entry in
+            let rest = entry.loop.rest
+            return ResumeQuota.Stream(
+                id: id, client: entry.client, isSession: entry.isSession, detachedAt: rest.detachedAt,
+                heldBytes: rest.heldBytes)
+        }
+    }
+
+    private func end(_ ids: [ResumeID]) {
+        for id in ids {
+            log("resume: a stream that lost its client is given up")
+            state.withLock { $0.streams[id]?.loop }?.stop()
+        }
+    }
+
     private func serve(_ carrier: IncomingStream) async {
         do {
             let number = try carrier.descriptor().release()
@@ -105,6 +145,11 @@ final class ResumeStreams: Sendable {
         _ greeting: ResumeGreeting, _ carrier: consuming OwnedDescriptor,
         _ keys: (client: [UInt8], agent: [UInt8]), _ remote: SocketAddress
     ) async {
+        switch quota.roomFor(keys.client, among: standing()) {
+        case .free: break
+        case .instead(let oldest): end([oldest])
+        case .none: return refuse(carrier, .busy)
+        }
         guard count < Self.streamLimit else { return refuse(carrier, .busy) }
         var random = SystemRandomNumberGenerator()
         let id = ResumeID.random(using: &random)
@@ -117,7 +162,10 @@ final class ResumeStreams: Sendable {
             let loop = try ResumeLoop(.agent(id: id, token: token), patience: patience) { [self] event in
                 if case .ended = event { state.withLock { _ = $0.streams.removeValue(forKey: id) } }
             }
-            state.withLock { $0.streams[id] = (loop, keys.client) }
+            let isSession = greeting.port < ResumingStream.port || greeting.port == 22
+            state.withLock {
+                $0.streams[id] = Entry(loop: loop, client: keys.client, isSession: isSession)
+            }
             loop.give(OwnedDescriptor(taking: number), greeting: greeting)
             do {
                 try loop.start(reading: consume local)
@@ -130,9 +178,9 @@ final class ResumeStreams: Sendable {
         }
     }
 
-    /// SSH is served by this process, everything else by the workspace.
+    /// SSH and terminals are served by this process, everything else by the workspace.
     private func connect(_ port: UInt16, _ remote: SocketAddress) async -> OwnedDescriptor? {
-        guard port == 1 || port == 22 else {
+        guard [1, 2, 22].contains(port) else {
             guard port > ResumingStream.port, let socket = await LocalRelay.connect(port: port) else {
                 return nil
             }
@@ -142,7 +190,12 @@ final class ResumeStreams: Sendable {
         do {
             let pair = try Descriptor.socketPair(nonBlocking: true)
             let (mine, theirs) = pair.release()
-            ssh.serve(OwnedDescriptor(taking: theirs), remoteAddress: remote.ip.description)
+            let socket = OwnedDescriptor(taking: theirs)
+            if port == 2 {
+                terminals.serve(consume socket, remoteAddress: remote.ip.description)
+            } else {
+                ssh.serve(consume socket, remoteAddress: remote.ip.description)
+            }
             return OwnedDescriptor(taking: mine)
         } catch {
             log("resume: \(error)")

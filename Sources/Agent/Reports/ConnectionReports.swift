@@ -64,6 +64,7 @@ extension SSHSessionKind {
         case .ssh: .ssh
         case .vscode: .vscode
         case .jetbrains: .jetbrains
+        case .reconnectingTerminal: .reconnectingPty
         case .unknown: .unspecified
         }
     }

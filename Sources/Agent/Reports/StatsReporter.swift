@@ -50,6 +50,7 @@ struct StatsReporter: Sendable {
         if status.streams > 0 { stats.connectionsByProto["TCP"] = Int64(status.streams) }
         stats.sessionCountSsh = reports.count(.ssh)
         stats.sessionCountVscode = reports.count(.vscode)
+        stats.sessionCountReconnectingPty = reports.count(.reconnectingTerminal)
         var (direct, relayed) = (0.0, 0.0)
         for peer in status.peers where peer.isActive {
             if case .direct = peer.path { direct += 1 } else { relayed += 1 }

@@ -248,8 +248,8 @@ final class SSHConnectionLoop {
     }
 
     private func context() -> SessionChannel.Context {
-        let number = nextNumber, report = configuration.report, remoteAddress = remoteAddress
-        nextNumber += 1
+        let number = SSHSessionReport.nextNumber(), report = configuration.report
+        let remoteAddress = remoteAddress
         return SessionChannel.Context(environment: configuration.environment(), orphans: orphans) {
             kind, status in
             report(

@@ -127,6 +127,8 @@ public enum SSHSessionKind: Hashable, Sendable {
     case ssh
     case vscode
     case jetbrains
+    /// A viewer of a reconnecting terminal.
+    case reconnectingTerminal
     /// A name that is not known.
     case unknown
 
@@ -150,6 +152,11 @@ public struct SSHSessionReport: Hashable, Sendable {
     public var remoteAddress: String
     /// nil at the start; at the end its exit status, 0 when there is none.
     public var exitStatus: Int32?
+
+    private static let lastNumber = Atomic<UInt64>(0)
+
+    /// A number that no other session of this process has.
+    static func nextNumber() -> UInt64 { lastNumber.add(1, ordering: .relaxed).newValue }
 }
 
 /// How other threads reach a connection's thread.

@@ -22,7 +22,7 @@ enum AgentStream: Sendable {
         case .resuming(let stream):
             switch await stream.ended() {
             case .finished, .reset: return nil
-            case .forgotten: return "the workspace's agent was restarted"
+            case .forgotten: return "the workspace's agent was restarted, or gave the session up"
             case .abandoned: return "the workspace was out of reach for too long"
             case .refused, .notResumable: return "the workspace refused it"
             case .failed(let error): return "\(error)"
@@ -98,8 +98,8 @@ extension AgentLink {
     }
 }
 
-/// What a person sees while a connection is lost: one line at the bottom of the terminal, or, where there is none,
-/// one line when it is lost and one when it is back. Any task may call it.
+/// What a person sees while a connection is lost: the first line of the terminal, as prompts are mostly in the last; or,
+/// where there is no terminal, one line when it is lost and one when it is back. Any task may call it.
 final class LossNotice: Sendable {
     private struct State {
         var since: UInt64?
@@ -135,13 +135,18 @@ final class LossNotice: Sendable {
             guard let lost else { return }
             let seconds = Self.seconds(since: lost)
             if isScreen {
-                console.error("\u{1b}7\u{1b}[999;1H\u{1b}[2K\u{1b}8")
-                // What was drawn over is drawn again: the session forwards this as a change of size.
+                draw("connection is back after \(seconds) s", style: "2")
+                // Programs that use the whole screen draw it again: the session forwards this as a change of size.
                 kill(getpid(), SIGWINCH)
             } else {
                 console.note("connection is back after \(seconds) s")
             }
         }
+    }
+
+    /// The first line in this style (`SGR`), and the cursor back where it was.
+    private func draw(_ text: String, style: String) {
+        console.error("\u{1b}7\u{1b}[1;1H\u{1b}[0;\(style)m\(text)\u{1b}[0m\u{1b}[K\u{1b}8")
     }
 
     private static func seconds(since begin: UInt64) -> UInt64 {
@@ -157,8 +162,7 @@ final class LossNotice: Sendable {
             guard isScreen else {
                 return console.note("connection lost, waiting…")
             }
-            let hint = " (Enter ~. ends it)"
-            console.error("\u{1b}7\u{1b}[999;1H\u{1b}[7m\(text)\(hint)\u{1b}[0m\u{1b}[K\u{1b}8")
+            draw("\(text) (Enter ~. ends it)", style: "7")
             do { try await Task.sleep(for: .seconds(1)) } catch { return }
         }
     }

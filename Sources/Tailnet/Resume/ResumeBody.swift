@@ -105,6 +105,7 @@ final class ResumeBody {
             try stream.attach(
                 received: greeting.received, limit: greeting.limit, now: Clock.monotonicNanoseconds())
             hasAttached = true
+            owner.note(.init())
             owner.report(.attached)
         } catch {
             end = .failed(error)
@@ -288,6 +289,12 @@ final class ResumeBody {
     }
 
     private func wait() {
+        if !stream.isAttached, hasAttached {
+            owner.note(
+                .init(
+                    detachedAt: detachedAt,
+                    heldBytes: stream.unacknowledgedCount + stream.deliverableCount))
+        }
         let canRead = stream.isAttached && stream.writableCount > 0
         let wantsCarrierOut = stream.isAttached && (isCarrierFull || stream.wantsToSend)
         let carrierEvents = Int16(POLLIN) | (wantsCarrierOut ? Int16(POLLOUT) : 0)

@@ -56,9 +56,18 @@ public final class ResumeLoop: Sendable {
         public init() {}
     }
 
+    /// What a stream costs while nobody moves its bytes.
+    public struct Rest: Hashable, Sendable {
+        /// Since when it has no carrier, by `Clock`; nil while it has one.
+        public var detachedAt: UInt64?
+        /// Bytes that wait for the peer or for the local side.
+        public var heldBytes = 0
+    }
+
     struct Mailbox: ~Copyable {
         var carrier: (number: Int32, greeting: ResumeGreeting?)?
         var isStopped = false
+        var rest = Rest()
         /// Whether the thread still looks.
         var isOpen = true
         /// Descriptors that were not used.
@@ -136,7 +145,12 @@ public final class ResumeLoop: Sendable {
     /// Whether it takes no more carriers.
     public var hasEnded: Bool { mailbox.withLock { !$0.isOpen } }
 
+    /// What it costs now.
+    public var rest: Rest { mailbox.withLock { $0.rest } }
+
     // MARK: For the thread
+
+    func note(_ rest: Rest) { mailbox.withLock { $0.rest = rest } }
 
     func takeCarrier() -> (number: Int32, greeting: ResumeGreeting?)? {
         mailbox.withLock { box in
