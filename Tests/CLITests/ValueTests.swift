@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CLI
+import Glibc
+import LinuxIO
 import Mesh
 import Testing
 
@@ -149,6 +151,26 @@ import Testing
         #expect(run(["~x"]) == [pass("~x")])
         #expect(run(["~?~#~\u{1a}ls"]) == [.help, .list, .suspend, pass("ls")])
         #expect(run(["x\n~#y"]) == [pass("x\n"), .list, pass("y")])
+    }
+
+    /// Text of ours among the workspace's: the window is widened by the workspace's bytes alone, and by all of them.
+    @Test func textOfOursIsNotThePeers() throws {
+        let pipe = try Descriptor.pipe()
+        var queue = OutputQueue(number: pipe.second.number)
+        queue.append([UInt8](repeating: 1, count: 200_000))
+        var told = queue.takeWritten()
+        #expect(0 < told && told < 200_000, "the pipe took all of it")
+        queue.appendOwn([UInt8](repeating: 2, count: 5_000))
+        queue.append([UInt8](repeating: 1, count: 10))
+        var buffer = [UInt8](repeating: 0, count: 1_000)
+        var seen = 0
+        while seen < 205_010 {
+            seen += read(pipe.first.number, &buffer, buffer.count)
+            queue.flush()
+            told += queue.takeWritten()
+            #expect(told <= min(seen + 65_536 + 4_096, 200_010))
+        }
+        #expect(queue.isEmpty && told == 200_010)
     }
 
     @Test(

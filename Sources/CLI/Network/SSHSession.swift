@@ -340,8 +340,7 @@ struct SSHSession: ~Copyable {
     /// Text of ours between the program's, for a raw terminal.
     private mutating func tell(_ text: String) {
         let lines = text.split(separator: "\n", omittingEmptySubsequences: false).joined(separator: "\r\n")
-        error.append(Array(("\r\n" + lines).utf8))
-        _ = error.takeWritten()
+        error.appendOwn(Array(("\r\n" + lines).utf8))
     }
 
     /// Gives the terminal back and stops this program, until it is continued.

@@ -5,17 +5,19 @@ internal import LinuxIO
 
 /// Bytes on their way to standard output or error. Pipes and sockets are written without blocking, as OpenSSH does
 /// it, and put back at the end; terminals and files are written in pieces when poll says so.
-struct OutputQueue: ~Copyable {
-    let number: Int32
+package struct OutputQueue: ~Copyable {
+    package let number: Int32
     /// Whether the reader is gone.
-    private(set) var isBroken = false
+    package private(set) var isBroken = false
     private var bytes: [UInt8] = []
     private var head = 0
     private var written = 0
+    /// Bytes of ours that `takeWritten` has yet to leave out.
+    private var own = 0
     private let isNonBlocking: Bool
     private let savedFlags: Int32
 
-    init(number: Int32) {
+    package init(number: Int32) {
         self.number = number
         savedFlags = fcntl(number, F_GETFL)
         var information = stat()
@@ -25,14 +27,14 @@ struct OutputQueue: ~Copyable {
         isNonBlocking = isPipe && savedFlags >= 0 && fcntl(number, F_SETFL, savedFlags | O_NONBLOCK) == 0
     }
 
-    var isEmpty: Bool { head == bytes.count }
+    package var isEmpty: Bool { head == bytes.count }
 
     /// Puts the descriptor's flags back.
-    func restore() {
+    package func restore() {
         if isNonBlocking { _ = fcntl(number, F_SETFL, savedFlags) }
     }
 
-    mutating func append(_ new: [UInt8]) {
+    package mutating func append(_ new: [UInt8]) {
         guard !isBroken else {
             written += new.count
             return
@@ -47,7 +49,7 @@ struct OutputQueue: ~Copyable {
     }
 
     /// Writes what goes without waiting.
-    mutating func flush() {
+    package mutating func flush() {
         while !isEmpty {
             if !isNonBlocking {
                 var wait = pollfd(fd: number, events: Int16(POLLOUT), revents: 0)
@@ -69,10 +71,19 @@ struct OutputQueue: ~Copyable {
         }
     }
 
-    /// How many bytes left memory since the last call.
-    mutating func takeWritten() -> Int {
+    /// Text that did not come from the peer.
+    package mutating func appendOwn(_ text: [UInt8]) {
+        own += text.count
+        append(text)
+    }
+
+    /// How many of the peer's bytes left memory since the last call. Those of ours may be taken for the peer's until
+    /// everything is written: only the sum counts, and it never exceeds what the peer sent.
+    package mutating func takeWritten() -> Int {
+        let ours = min(own, written)
+        own -= ours
         defer { written = 0 }
-        return written
+        return written - ours
     }
 }
 
