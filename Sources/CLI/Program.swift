@@ -67,13 +67,8 @@ public enum Program {
     ) async -> Int32 {
         // A peer or a pipe that goes away is an error of one write, not the end of the program.
         signal(SIGPIPE, SIG_IGN)
-        // Git asks its questions by running $GIT_ASKPASS, which is this program, with nothing but the question. No
-        // answer means that git asks the user itself.
-        if arguments.count == 1, environment["GIT_PREFIX"] != nil,
-            arguments[0].hasPrefix("Username ") || arguments[0].hasPrefix("Password ")
-        {
-            return 1
-        }
+        let isQuestion = GitAskpassCommand.isQuestion(arguments, environment)
+        let arguments = isQuestion ? [GitAskpassCommand.command.name] + arguments : arguments
         let root = Commands.root(hooks: hooks)
         let line: ParsedCommandLine
         do {

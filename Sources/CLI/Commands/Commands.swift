@@ -18,7 +18,7 @@ enum Commands {
             PortForwardCommand.command,
             PingCommand.command, SpeedtestCommand.command, NetcheckCommand.command, ConfigSSHCommand.command,
             ConnectCommand.command, VSCodeSSHCommand.command, GitSSHCommand.command,
-            WireGuardCommand.command, AgentCommand.command, MeshCommand.command,
+            GitAskpassCommand.command, WireGuardCommand.command, AgentCommand.command, MeshCommand.command,
             HostedCommands.server(hooks), HostedCommands.relay(hooks), RelayLoadCommand.command,
             WorkspaceProxyCommand.command(hooks),
         ]
