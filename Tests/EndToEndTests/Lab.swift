@@ -69,6 +69,25 @@ struct Lab: Sendable {
         }
     }
 
+    /// Loses this share of the UDP between two hosts, in each direction; 0: none. Lost on arrival: a sender notices
+    /// nothing.
+    func setUDPLoss(percent: Int, between a: String, and b: String) async throws {
+        for (here, there) in [(self[a], self[b]), (self[b], self[a])] {
+            _ = try await Command.run(here.on(["nft", "delete", "table", "inet", "loss"]))
+            guard percent > 0 else { continue }
+            let rules = """
+                table inet loss {
+                    chain i {
+                        type filter hook input priority 0
+                        ip saddr \(there.address) meta l4proto udp numgen random mod 100 < \(percent) drop
+                    }
+                }
+                """
+            let outcome = try await Command.run(here.on(["nft", "-f", "-"]), input: Data(rules.utf8))
+            guard outcome.status == 0 else { throw LabError(what: "nft", outcome: outcome) }
+        }
+    }
+
     /// Drops (or lets through again) every packet from and to a host.
     func setIsolated(_ isolated: Bool, host: String) async throws {
         _ = try await Command.run(self[host].on(["nft", "delete", "table", "inet", "isolated"]))

@@ -157,11 +157,16 @@ extension EndToEndTests {
             t send-keys "clear; seq 1 5000 | less; echo do''ne2" Enter; wait_for '23'
             t send-keys G; wait_for '5000'; t send-keys q; wait_for 'done2'
             for i in $(seq 1 40); do t resize-window -x $((60 + i)) -y $((20 + i % 10)); done
+            if command -v htop >/dev/null; then
+                t send-keys "clear; htop; echo do''ne3" Enter; wait_for 'Load average'
+                t resize-window -x 90 -y 30; wait_for 'Quit'; t send-keys q; wait_for 'done3'
+            fi
             t resize-window -x 97 -y 31; sleep 1; t send-keys "clear; echo size \\$(stty size) end" Enter
             wait_for 'size 31 97 end'
             t send-keys "echo go''ing; sleep 100" Enter; wait_for going
             t send-keys C-c; t send-keys "echo al''ive" Enter; wait_for alive
             t send-keys Enter '~?'; wait_for 'Supported escape'
+            t send-keys Enter '~#'; wait_for 'connections are open'
             t send-keys "exit" Enter
             for i in $(seq 1 100); do t has-session 2>/dev/null || { trap - EXIT; echo fine; exit 0; }; sleep 0.05; done
             echo 'still there'; exit 1
