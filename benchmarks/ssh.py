@@ -128,6 +128,10 @@ class SSHBench(session.Bench):
                 note("scp down", route.name, *self.timed(
                     ["scp", "-q", *route.options, f"{route.host}:{source}", copy], route.processes))
                 self.check(copy)
+                note("rsync down", route.name, *self.timed(
+                    ["rsync", "-e", shlex.join(["ssh", *route.options]), "--inplace", "--whole-file",
+                     f"{route.host}:{source}", copy], route.processes))
+                self.check(copy)
                 note("scp up", route.name, *self.timed(
                     ["scp", "-q", *route.options, source, f"{route.host}:{copy}"], route.processes))
                 self.check(copy)
@@ -146,10 +150,17 @@ class SSHBench(session.Bench):
             copy = f"{self.folder}/many-copy"
             batch = f"{self.folder}/batch"
             pathlib.Path(batch).write_text(f"get -R {folder} {copy}\n")
-            for what, words in (("scp -r down", ["scp", "-q", "-r", *route.options, f"{route.host}:{folder}", copy]),
+            shell = shlex.join(["ssh", *route.options])
+            for what, words in (("rsync down", ["rsync", "-a", "-e", shell, f"{route.host}:{folder}/", copy]),
+                                ("scp -r down", ["scp", "-q", "-r", *route.options, f"{route.host}:{folder}", copy]),
                                 ("sftp get -R", ["sftp", "-q", *route.options, "-b", batch, route.host])):
                 seconds, cpu = self.timed(words, route.processes)
                 run(["diff", "-r", folder, copy])
+                if what == "rsync down":
+                    # Nothing to do: a look at each file.
+                    seconds_again, cpu_again = self.timed(words, route.processes)
+                    results[f"{count} files, rsync again, {route.name}"] = {
+                        "files/s": count / seconds_again, "CPU s": cpu_again}
                 run(["rm", "-r", copy])
                 results[f"{count} files, {what}, {route.name}"] = {"files/s": count / seconds, "CPU s": cpu}
         return results
