@@ -98,8 +98,8 @@ extension AgentLink {
     }
 }
 
-/// What a person sees while a connection is lost: the first line of the terminal, as prompts are mostly in the last; or,
-/// where there is no terminal, one line when it is lost and one when it is back. Any task may call it.
+/// What a person sees while a connection is lost: the first line of the terminal, as prompts are mostly in the last;
+/// or, where there is no terminal, one line when it is lost and one when it is back. Any task may call it.
 final class LossNotice: Sendable {
     private struct State {
         var since: UInt64?
