@@ -6,14 +6,22 @@ import Testing
 @Suite struct NetstackRepeatTests {
     /// The link is cut for two seconds: the pauses between repetitions have grown to more than a second. How long
     /// after its return until everything has arrived?
-    private func secondsAfterCut(isTold: Bool) throws -> Double {
+    /// `isMisled`: told ten times a second during the cut.
+    private func secondsAfterCut(isTold: Bool, isMisled: Bool = false) throws -> Double {
         var run = try NetstackScenarioTests.Run(
             seed: 5, link: LinkProfile(name: "plain", rate: 2_000_000), streams: 2, bytes: 600_000)
         let cutAt = run.world.now + .milliseconds(100)
         while run.world.now < cutAt, run.step(until: cutAt) {}
         run.world.isCut = true
         let backAt = cutAt + .seconds(2)
-        while run.world.now < backAt, run.step(until: backAt) {}
+        while run.world.now < backAt {
+            let limit = isMisled ? min(backAt, run.world.now + .milliseconds(100)) : backAt
+            while run.world.now < limit, run.step(until: limit) {}
+            run.world.now = max(run.world.now, limit)
+            guard isMisled, limit < backAt else { continue }
+            run.world.a.repeatNow(run.world.now)
+            run.world.b.repeatNow(run.world.now)
+        }
         run.world.isCut = false
         run.world.now = max(run.world.now, backAt)
         if isTold {
@@ -30,5 +38,11 @@ import Testing
         let told = try secondsAfterCut(isTold: true)
         let untold = try secondsAfterCut(isTold: false)
         #expect(told + 0.5 < untold, "told \(told) s, untold \(untold) s")
+    }
+
+    @Test func waysThatAreFoundInVainCostNothing() throws {
+        let misled = try secondsAfterCut(isTold: false, isMisled: true)
+        let untold = try secondsAfterCut(isTold: false)
+        #expect(misled < untold + 0.5, "misled \(misled) s, untold \(untold) s")
     }
 }

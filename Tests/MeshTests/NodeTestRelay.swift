@@ -129,6 +129,21 @@ final class NodeTestRelay: RelayDialer {
     }
 }
 
+/// A dialer that takes its time, as one does whose relay is far or whose process starts late.
+struct SlowDialer: RelayDialer {
+    var relay: NodeTestRelay
+    var delay: Duration
+
+    func connect(region: DERPMap.Region) async throws -> OwnedDescriptor {
+        try await Task.sleep(for: delay)
+        return try await relay.connect(region: region)
+    }
+
+    func measureLatency(region: DERPMap.Region) async throws -> RelayLatency {
+        try await relay.measureLatency(region: region)
+    }
+}
+
 /// Two nodes in one process that know each other, by relay and by loopback UDP.
 struct NodePair {
     let relay = NodeTestRelay()
@@ -139,14 +154,20 @@ struct NodePair {
     static let clientID = MeshPeerID(low: 1)
     static let serverID = MeshPeerID(low: 2)
 
-    /// Starts both and introduces them. `isDirectBlocked`: relay only.
+    /// Starts both and introduces them. `isDirectBlocked`: relay only. `serverLogin`: how late the server comes to its
+    /// relay; then nobody waits for it. `serverKnows`: how late the server hears of the client.
     init(
         isDirectBlocked: Bool = false, binding: NodeConfiguration.Binding = .loopback,
+        serverLogin: Duration = .zero, serverKnows: Duration = .zero,
         _ configure: (inout NodeConfiguration) -> Void = { _ in }
     ) async throws {
         client = try Self.node(Self.clientAddress, relay, isDirectBlocked, binding, configure)
-        server = try Self.node(Self.serverAddress, relay, isDirectBlocked, binding, configure)
-        try await introduce()
+        let dialer = SlowDialer(relay: relay, delay: serverLogin)
+        server = try Self.node(Self.serverAddress, relay, isDirectBlocked, binding) {
+            if serverLogin > .zero { $0.relayDialer = dialer }
+            configure(&$0)
+        }
+        try await introduce(logins: serverLogin > .zero ? 1 : 2, serverKnows: serverKnows)
     }
 
     private static func node(
@@ -166,14 +187,22 @@ struct NodePair {
     }
 
     /// Hands each the other's published node, as a coordinator would.
-    private func introduce() async throws {
+    private func introduce(logins: Int, serverKnows: Duration) async throws {
         let clientNode = try await Self.published(client)
         let serverNode = try await Self.published(server)
-        // What is sent to a node that is not logged in yet is lost, and an initiation comes again after 5 s only.
-        for _ in 0..<500 where relay.clientCount < 2 { try await Task.sleep(for: .milliseconds(10)) }
-        // The side that starts comes last, as READY_FOR_HANDSHAKE sees to: a lost initiation costs five seconds.
-        server.updatePeer(Self.peer(Self.clientID, clientNode, Self.clientAddress))
-        _ = try await server.status()
+        for _ in 0..<500 where relay.clientCount < logins { try await Task.sleep(for: .milliseconds(10)) }
+        let known = Self.peer(Self.clientID, clientNode, Self.clientAddress)
+        if serverKnows > .zero {
+            let server = server
+            Task {
+                try await Task.sleep(for: serverKnows)
+                server.updatePeer(known)
+            }
+        } else {
+            // The side that starts comes last, as READY_FOR_HANDSHAKE sees to.
+            server.updatePeer(known)
+            _ = try await server.status()
+        }
         client.updatePeer(Self.peer(Self.serverID, serverNode, Self.serverAddress))
     }
 

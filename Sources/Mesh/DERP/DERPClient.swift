@@ -12,6 +12,11 @@ package struct DERPClient: ~Copyable, Sendable {
         package var outputBytes = 256 << 10
         /// The same for urgent packets: some hundred discovery messages.
         package var urgentBytes = 64 << 10
+        /// What was sent before the relay's key came goes out with the login unless it is older than this: data was
+        /// repeated by then, and would only delay its repetition.
+        package var earlyData = Interval.seconds(2)
+        /// The same for urgent packets.
+        package var earlyUrgent = Interval.seconds(5)
         /// Text of a health frame that is kept; longer ones are skipped.
         package var healthBytes = 4 << 10
         /// Login answer; the real one has 53.
@@ -49,6 +54,8 @@ package struct DERPClient: ~Copyable, Sendable {
         package var packetsOut: UInt64 = 0
         package var packetsDroppedFull: UInt64 = 0
         package var packetsDroppedRate: UInt64 = 0
+        /// Sent before the login, which took too long.
+        package var packetsDroppedLate: UInt64 = 0
     }
 
     private enum Login { case awaitingKey, awaitingInfo(BoxKey), done }
@@ -68,7 +75,7 @@ package struct DERPClient: ~Copyable, Sendable {
     /// Bytes that belong to the first frame of `output` when part of it was written already.
     private var outputRest = 0
     /// Frames sent before the relay's key was known.
-    private var early = ByteQueue()
+    private var early = EarlyFrames()
     private var inputStep = 16 << 10
     private var skip = 0
     private var lastFrame: Instant
@@ -181,7 +188,7 @@ package struct DERPClient: ~Copyable, Sendable {
     {
         switch DERPFrameType(rawValue: type) {
         case .serverKey:
-            return try handleServerKey(copy(body))
+            return try handleServerKey(copy(body), now: now)
         case .serverInfo:
             return try handleServerInfo(copy(body), now: now)
         case .receivePacket:
@@ -213,7 +220,7 @@ package struct DERPClient: ~Copyable, Sendable {
         }
     }
 
-    private mutating func handleServerKey(_ body: [UInt8]) throws(DERPError) -> Event? {
+    private mutating func handleServerKey(_ body: [UInt8], now: Instant) throws(DERPError) -> Event? {
         guard case .awaitingKey = login else { return nil }
         guard body.starts(with: DERP.magic) else { throw .badMagic }
         let server: NodePublicKey = unsafe body.span.bytes.wireKey(8)
@@ -223,9 +230,9 @@ package struct DERPClient: ~Copyable, Sendable {
         login = .awaitingInfo(box)
         enqueue(DERP.frame(.clientInfo, privateKey.nodePublicKey.bytes, nonce.bytes, sealed))
         if isPreferred { enqueue(DERP.frame(.notePreferred, [1])) }
-        early.withBytes { output.append($0) }
-        early.consume(early.count)
-        early.releaseIfEmpty()
+        let waited = early.release(urgentAge: limits.earlyUrgent, dataAge: limits.earlyData, now: now)
+        for frame in waited.frames { unsafe output.append(frame.span.bytes) }
+        counters.packetsDroppedLate += UInt64(waited.dropped)
         return .serverKey(server)
     }
 
@@ -272,10 +279,15 @@ package struct DERPClient: ~Copyable, Sendable {
     package mutating func send(
         _ packet: RawSpan, to peer: NodePublicKey, isUrgent: Bool = false, now: Instant
     ) -> Bool {
+        if case .awaitingKey = login, packet.byteCount <= DERP.maximumPayloadBytes {
+            counters.packetsOut += 1
+            let frame = DERP.frame(.sendPacket, peer.bytes, packet.wireBytes(0..<packet.byteCount))
+            keepEarly(frame, isUrgent: isUrgent, at: now)
+            return true
+        }
         // Before the login is accepted nothing may overtake it.
         let isUrgent = isUrgent && isReady
-        let hasRoom =
-            isUrgent ? urgent.count < limits.urgentBytes : output.count + early.count < limits.outputBytes
+        let hasRoom = isUrgent ? urgent.count < limits.urgentBytes : output.count < limits.outputBytes
         guard packet.byteCount <= DERP.maximumPayloadBytes, hasRoom else {
             counters.packetsDroppedFull += 1
             return false
@@ -286,9 +298,7 @@ package struct DERPClient: ~Copyable, Sendable {
             return false
         }
         counters.packetsOut += 1
-        if case .awaitingKey = login {
-            Self.write(packet, to: peer, into: &early)
-        } else if isUrgent {
+        if isUrgent {
             Self.write(packet, to: peer, into: &urgent)
         } else {
             Self.write(packet, to: peer, into: &output)
@@ -333,9 +343,14 @@ package struct DERPClient: ~Copyable, Sendable {
         enqueue(DERP.frame(.ping, (0..<8).map { UInt8(truncatingIfNeeded: number >> (56 - 8 * $0)) }))
     }
 
+    private mutating func keepEarly(_ frame: [UInt8], isUrgent: Bool, at: Instant?) {
+        let dropped = early.keep(frame, isUrgent: isUrgent, at: at, limit: limits.outputBytes)
+        counters.packetsDroppedFull += UInt64(dropped)
+    }
+
     private mutating func enqueue(_ frame: [UInt8]) {
         if case .awaitingKey = login {
-            unsafe early.append(frame.span.bytes)
+            keepEarly(frame, isUrgent: true, at: nil)
         } else {
             unsafe output.append(frame.span.bytes)
         }

@@ -57,13 +57,10 @@ extension Engine {
         linkChanged()
     }
 
-    // MARK: Handshakes without a way
-
-    /// A way to the peer was found: what could not leave need not wait for its repetition.
+    /// A way to the peer was found: what got lost before need not wait for its repetition.
     mutating func wayFound(_ id: PeerID) {
         stack.repeatNow(now)
-        guard unsentHandshakes.remove(id) != nil, let record = peers.records[Int(id.rawValue)] else { return }
-        device.repeatInitiation(record.index, now: now)
+        unanswered.hurry(id, now: now)
     }
 
     // MARK: Port mapping

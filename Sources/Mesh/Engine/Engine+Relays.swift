@@ -218,13 +218,15 @@ extension Engine {
                     counters.relayReceived += 1
                     // The memory stays where it is until the next input: `withInputSpace`.
                     let bytes = unsafe link.client?.withPayload(range) { unsafe $0 }
-                    _ = paths.peer(forNode: key, throughRelay: link.region, now: now)
+                    let peer = paths.peer(forNode: key, throughRelay: link.region, now: now)
+                    if let peer, !unanswered.isEmpty { unanswered.hurry(peer, now: now) }
                     if let bytes = unsafe bytes {
                         unsafe receiveDatagram(bytes, from: .relay(region: link.region, key))
                     }
                 case .ready:
                     link.failures = 0
                     stack.repeatNow(now)
+                    unanswered.hurryAll(now: now)
                 case .peerGone(let key, _):
                     paths.relayPeerGone(link.region, node: key, now: now)
                 case .pong: link.pongDeadline = .never

@@ -164,7 +164,7 @@ extension Engine {
         return Paths.Route(relay: record.peer.homeRegion > 0 ? record.peer.homeRegion : nil)
     }
 
-    private mutating func route(of record: PeerRecord) -> Paths.Route {
+    mutating func route(of record: PeerRecord) -> Paths.Route {
         record.usesPaths ? paths.route(to: record.id, now: now) : staticRoute(of: record)
     }
 
@@ -172,6 +172,7 @@ extension Engine {
 
     /// Handshakes, keepalives, packets that waited for a handshake, discovery, STUN.
     private mutating func sendControl() {
+        repeatHandshakes()
         while device.hasOutput {
             flushIfFull(device.outputSize)
             let place = unsafe UnsafeMutableRawBufferPointer(rebasing: burst.memory[burst.used...])
@@ -181,6 +182,10 @@ extension Engine {
             guard let output = unsafe device.nextOutput(into: place, now: now, wallTime: time) else { break }
             guard let record = peers.record(output.peer) else { continue }
             let route = route(of: record)
+            if record.usesPaths, unsafe output.isInitiation(place) {
+                let message = unsafe UnsafeRawBufferPointer(rebasing: place[..<output.length])
+                unsafe unanswered.note(message, record.id, output.peer, now: now)
+            }
             if let region = route.relay {
                 let datagram = unsafe UnsafeRawBufferPointer(rebasing: place[..<output.length])
                 unsafe sendRelayed(
@@ -190,7 +195,6 @@ extension Engine {
                 burst.append(output.length, to: address.kernel)
             } else if route.relay == nil {
                 counters.unroutable += 1
-                unsentHandshakes.insert(record.id)
             }
         }
         sendDiscovery()
@@ -256,6 +260,14 @@ extension Engine {
                 paths.noteSendFailure(to: address, failure.isTooBig ? .tooBig : .unreachable, now: now)
             }
         }
+    }
+}
+
+extension WireGuard.Output {
+    /// Whether this datagram begins a handshake.
+    fileprivate func isInitiation(_ bytes: UnsafeMutableRawBufferPointer) -> Bool {
+        guard !isData, length == WireGuard.initiationSize else { return false }
+        return unsafe bytes[0] == 1
     }
 }
 

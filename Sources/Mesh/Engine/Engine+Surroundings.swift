@@ -99,6 +99,8 @@ extension Engine {
                 answerPing(token, .ping(PingResult(latency: latency, path: path)))
             case .pingTimedOut(let token): answerPing(token, .failed(.timedOut))
             case .chosen, .relayChanged: event.peer.map { wayFound($0) }
+            case .answered, .pinged, .callMeMaybeReceived:
+                if let peer = event.peer, !unanswered.isEmpty { unanswered.hurry(peer, now: now) }
             default: break
             }
             hub.notify(.pathEvent(event, peer: event.peer.flatMap { peers.name($0) }))

@@ -85,8 +85,7 @@ struct Engine: ~Copyable {
     var pings: [UInt64: UInt64] = [:]
     var reaches: [UInt64: Reach] = [:]
     var reachOfPing: [UInt64: UInt64] = [:]
-    /// Peers to whom a handshake message could not leave because no way was known.
-    var unsentHandshakes: Set<PeerID> = []
+    var unanswered = UnansweredHandshakes()
     var published: OwnNode?
     var counters = NodeCounters()
     /// Counters of sockets that were closed.
@@ -215,7 +214,7 @@ struct Engine: ~Copyable {
     var nextDeadline: Instant {
         var result = min(device.nextDeadline, stack.nextDeadline, paths.nextDeadline, discovery.nextDeadline)
         result = min(result, linkCheckAt, measureAt, flowSweepAt)
-        result = min(result, portMapper.nextDeadline)
+        result = min(result, portMapper.nextDeadline, unanswered.deadline)
         for link in relays { result = min(result, link.nextDeadline) }
         for reach in reaches.values { result = min(result, reach.nextDeadline) }
         return result

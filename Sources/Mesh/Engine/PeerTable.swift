@@ -163,7 +163,7 @@ extension Engine {
         device.removePeer(record.index)
         if record.usesPaths { paths.removePeer(record.id, now: now) }
         peers.remove(place)
-        unsentHandshakes.remove(record.id)
+        unanswered.forget(record.id)
     }
 
     private static func wantsPaths(_ peer: MeshPeer) -> Bool { !peer.isStatic && !peer.discoKey.isZero }

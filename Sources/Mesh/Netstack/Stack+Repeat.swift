@@ -9,6 +9,10 @@ extension Stack {
                 !connections[slot].isFree && connections[slot].state != .closed
                 && connections[slot].sendTimer == .retransmit && connections[slot].retries > 0
             guard isWaiting else { continue }
+            // It was told so, which is no further sign of trouble: neither the number of repetitions, of which there
+            // may be so many only, nor the pause after this one grows. Ways may be found and lost again many times.
+            connections[slot].retries -= 1
+            connections[slot].trip.clearBackOff()
             connections[slot].sendDeadline = now
             settle(slot)
         }

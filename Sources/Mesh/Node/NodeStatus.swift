@@ -89,6 +89,8 @@ public struct NodeCounters: Hashable, Sendable {
     public var wireGuardDropped: UInt64 = 0
     /// Discovery messages that were dropped.
     public var discoDropped: UInt64 = 0
+    /// Initiations that were sent a second time because nothing came back.
+    public var repeatedHandshakes: UInt64 = 0
     /// Inner packets for which no peer was found, or which waited too long for a handshake.
     public var unroutable: UInt64 = 0
     /// Streams and flows refused because a table was full.

@@ -66,10 +66,10 @@ private final class Client {
     func payload(_ range: Range<Int>) -> [UInt8] { machine.withPayload(range) { Array($0) } }
 
     /// Everything that happens on these bytes.
-    func events(_ bytes: [UInt8]) throws -> [DERPClient.Event] {
+    func events(_ bytes: [UInt8], now: Instant = start) throws -> [DERPClient.Event] {
         machine.receive(bytes.span.bytes)
         var result: [DERPClient.Event] = []
-        while let event = try machine.nextEvent(now: start) { result.append(event) }
+        while let event = try machine.nextEvent(now: now) { result.append(event) }
         return result
     }
 
@@ -298,6 +298,7 @@ private final class Session {
 
     @Test func outputIsBounded() throws {
         let client = makeClient()
+        _ = try client.events(vectors.frame("ServerKey") + vectors.frame("ServerInfo"))
         let packet = [UInt8](repeating: 0, count: 60_000)
         var accepted = 0
         while client.send(packet) { accepted += 1 }
@@ -305,6 +306,48 @@ private final class Session {
         let tooLong = [UInt8](repeating: 0, count: 65_537)
         #expect(!client.send(tooLong))
         #expect(client.counters.packetsDroppedFull == 2)
+    }
+
+    /// First payload bytes of the packets in `bytes`, which may begin with other frames.
+    private func order(of bytes: [UInt8]) -> [UInt8] {
+        var result: [UInt8] = []
+        var at = 0
+        while at + 5 <= bytes.count {
+            let length = bytes[at + 1..<at + 5].reduce(0) { $0 << 8 | Int($1) }
+            if bytes[at] == 4 { result.append(bytes[at + 37]) }
+            at += 5 + length
+        }
+        return result
+    }
+
+    @Test func whatWaitsForTheLoginIsBoundedByTimeAndBytes() throws {
+        let client = makeClient()
+        let limits = DERPClient.Limits()
+        #expect(client.send([1]))
+        #expect(client.send([2], isUrgent: true))
+        for number in 3...5 { #expect(client.send([UInt8(number)])) }
+        #expect(client.send([6], isUrgent: true))
+        _ = try client.events(vectors.frame("ServerKey"))
+        // The newest handshake first, data in its order.
+        #expect(order(of: client.takeOutput()) == [6, 2, 1, 3, 4, 5])
+        #expect(client.counters.packetsDroppedLate == 0)
+
+        let late = makeClient()
+        #expect(late.send([1]))
+        #expect(late.send([2], isUrgent: true))
+        _ = try late.events(vectors.frame("ServerKey"), now: start + limits.earlyData + .milliseconds(1))
+        #expect(order(of: late.takeOutput()) == [2])
+        #expect(late.counters.packetsDroppedLate == 1)
+
+        let full = makeClient()
+        #expect(full.send([9], isUrgent: true))
+        let packet = { (number: UInt8) in [number] + [UInt8](repeating: 0, count: 60_000) }
+        for number in 0..<20 as Range<UInt8> { #expect(full.send(packet(number))) }
+        _ = try full.events(vectors.frame("ServerKey"))
+        let output = full.takeOutput()
+        #expect(output.count < limits.outputBytes + 4_096)
+        #expect(order(of: output) == [9, 16, 17, 18, 19])
+        #expect(full.counters.packetsDroppedFull == 16)
     }
 
     @Test(arguments: [1, 7, 36, 37, 38, 1_000]) func urgentFramesOvertakeBetweenFrames(step: Int) throws {
