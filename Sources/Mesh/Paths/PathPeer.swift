@@ -11,6 +11,8 @@ struct PathPeer: Sendable {
         var doubtedSince: Instant?
         /// The doubt ends when data comes, not when a pong does.
         var awaitsData = false
+        /// Since when pings are answered while data is awaited: only then its absence says something.
+        var answeredSince: Instant?
         /// When the first of the unanswered pings to it left, and how many there are.
         var unansweredSince: Instant?
         var unanswered = 0

@@ -71,6 +71,7 @@ extension Paths {
         if isSuspect || wasShunned, hasRelay(slot) {
             best.doubtedSince = now
             best.awaitsData = true
+            best.answeredSince = now
             best.checkAt = now + limits.dataDoubt
         }
         return best
@@ -78,7 +79,10 @@ extension Paths {
 
     /// The chosen address answered a ping while data is awaited.
     mutating func creditWhileAwaitingData(_ slot: Int, _ measured: MeasuredAddress, now: Instant) {
-        guard let since = peers[slot]!.best?.doubtedSince else { return }
+        guard let best = peers[slot]!.best, best.doubtedSince != nil else { return }
+        // A path that was dead altogether and comes back has its time from now on.
+        let since = best.answeredSince ?? now
+        peers[slot]!.best!.answeredSince = since
         peers[slot]!.best!.measured = measured
         peers[slot]!.best!.unanswered = 0
         peers[slot]!.best!.unansweredSince = nil

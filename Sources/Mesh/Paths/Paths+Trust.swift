@@ -42,6 +42,7 @@ extension Paths {
             return
         }
         peers[slot]!.best!.unanswered += 1
+        peers[slot]!.best!.answeredSince = nil
         peers[slot]!.best!.checkAt = now + patience(slot)
         if let since = best.doubtedSince {
             peers[slot]!.best!.checkAt = min(now + patience(slot) * 2, since + limits.doubt)

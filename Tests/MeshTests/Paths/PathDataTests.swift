@@ -74,6 +74,26 @@ import Testing
         #expect(losses(network) == 1)
     }
 
+    /// When all of UDP dies TCP may stall before a ping is missed. When it comes back pongs are first: the time for
+    /// data begins then, and not when TCP stalled.
+    @Test(arguments: [1_600, 2_500] as [UInt64])
+    func aPathThatWasDeadAltogetherIsNotShunned(milliseconds: UInt64) throws {
+        let (network, address) = try network()
+        let (host, peer) = (network.hosts[0], network.hosts[1].id)
+        network.isUDPDown = true
+        host.paths.noteDataDead(peer, isCertain: false, now: network.now)
+        network.run(.milliseconds(milliseconds), traffic: true)
+        network.isUDPDown = false
+        let answers = { network.events(0) { if case .answered = $0 { true } else { false } }.count }
+        let before = answers()
+        for _ in 0..<100 where answers() == before { network.run(.milliseconds(20), traffic: true) }
+        #expect(answers() > before)
+        network.run(.milliseconds(100), traffic: true)
+        #expect(losses(network) == 0)
+        host.paths.noteDirectData(peer, from: address, now: network.now)
+        #expect(network.route(0, 1) == Paths.Route(udp: address))
+    }
+
     @Test func silenceProvesNothing() throws {
         let (network, _) = try network()
         network.hosts[0].paths.noteDataDead(network.hosts[1].id, isCertain: false, now: network.now)
