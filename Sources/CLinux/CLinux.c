@@ -320,6 +320,12 @@ int clinux_udp_probe_gso(int descriptor) {
     return getsockopt(descriptor, IPPROTO_UDP, OPTION_UDP_SEGMENT, &value, &size) < 0 ? -errno : 0;
 }
 
+int clinux_udp_report_destination(int descriptor, int is_v4) {
+    int on = 1;
+    int level = is_v4 ? IPPROTO_IP : IPPROTO_IPV6, option = is_v4 ? IP_PKTINFO : IPV6_RECVPKTINFO;
+    return setsockopt(descriptor, level, option, &on, sizeof on) < 0 ? -errno : 0;
+}
+
 static int raise_buffer(int descriptor, int force, int plain, int bytes) {
     if (setsockopt(descriptor, SOL_SOCKET, force, &bytes, sizeof bytes) < 0)
         (void)setsockopt(descriptor, SOL_SOCKET, plain, &bytes, sizeof bytes);
@@ -351,8 +357,28 @@ struct clinux_receive_batch {
     struct mmsghdr headers[CLINUX_RECEIVE_SLOTS];
     struct iovec vectors[CLINUX_RECEIVE_SLOTS];
     struct sockaddr_in6 names[CLINUX_RECEIVE_SLOTS];
+    // Segment size and destination: 24 + 40 bytes.
     _Alignas(16) char control[CLINUX_RECEIVE_SLOTS][64];
 };
+
+// The own address in a control message, with the interface where the address means nothing without it.
+static void take_local(const struct cmsghdr *c, struct clinux_received *out) {
+    if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_PKTINFO) {
+        struct in_pktinfo info;
+        memcpy(&info, CMSG_DATA(c), sizeof info);
+        out->local = (struct clinux_address){
+            .low = 0xffff00000000ull | be32toh(info.ipi_spec_dst.s_addr), .is_v4 = 1};
+        out->has_local = 1;
+    } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_PKTINFO) {
+        struct in6_pktinfo info;
+        uint64_t words[2];
+        memcpy(&info, CMSG_DATA(c), sizeof info);
+        memcpy(words, &info.ipi6_addr, 16);
+        out->local = (struct clinux_address){.high = be64toh(words[0]), .low = be64toh(words[1])};
+        if (IN6_IS_ADDR_LINKLOCAL(&info.ipi6_addr)) out->local.scope = info.ipi6_ifindex;
+        out->has_local = 1;
+    }
+}
 
 struct clinux_receive_batch *clinux_receive_batch_new(void *memory, uint32_t slot_bytes) {
     struct clinux_receive_batch *batch = calloc(1, sizeof *batch);
@@ -382,9 +408,13 @@ int clinux_receive(int descriptor, struct clinux_receive_batch *batch, struct cl
         struct msghdr *header = &batch->headers[i].msg_hdr;
         out[i].length = (header->msg_flags & MSG_TRUNC) ? 0 : batch->headers[i].msg_len;
         out[i].segment = out[i].length;
+        out[i].has_local = 0;
         decode((struct sockaddr *)&batch->names[i], &out[i].source);
         for (struct cmsghdr *c = CMSG_FIRSTHDR(header); c; c = CMSG_NXTHDR(header, c)) {
-            if (c->cmsg_level != IPPROTO_UDP || c->cmsg_type != OPTION_UDP_GRO) continue;
+            if (c->cmsg_level != IPPROTO_UDP || c->cmsg_type != OPTION_UDP_GRO) {
+                take_local(c, &out[i]);
+                continue;
+            }
             int size;
             memcpy(&size, CMSG_DATA(c), sizeof size);
             if (size > 0) out[i].segment = (uint32_t)size;
@@ -429,6 +459,53 @@ int clinux_send_runs(int descriptor, const void *memory, const struct clinux_run
         do sent = sendmsg(descriptor, &messages[0].msg_hdr, MSG_DONTWAIT) < 0 ? -1 : 1; while (sent < 0 && errno == EINTR);
     else
         do sent = sendmmsg(descriptor, messages, (unsigned)count, MSG_DONTWAIT); while (sent < 0 && errno == EINTR);
+    return sent < 0 ? -errno : sent;
+}
+
+struct local_control { _Alignas(struct cmsghdr) char bytes[CMSG_SPACE(sizeof(struct in6_pktinfo))]; };
+
+static void fill_answer(struct mmsghdr *message, struct iovec *vector, struct sockaddr_in6 *name,
+                        struct local_control *control, const void *memory, const struct clinux_answer *answer) {
+    vector->iov_base = (char *)memory + answer->offset;
+    vector->iov_len = answer->length;
+    memset(message, 0, sizeof *message);
+    message->msg_hdr.msg_iov = vector;
+    message->msg_hdr.msg_iovlen = 1;
+    message->msg_hdr.msg_name = name;
+    message->msg_hdr.msg_namelen = encode(&answer->destination, name);
+    if (!answer->has_local) return;
+    memset(control, 0, sizeof *control);
+    message->msg_hdr.msg_control = control->bytes;
+    message->msg_hdr.msg_controllen = sizeof control->bytes;
+    struct cmsghdr *c = CMSG_FIRSTHDR(&message->msg_hdr);
+    if (answer->local.is_v4) {
+        struct in_pktinfo info = {.ipi_spec_dst.s_addr = htobe32((uint32_t)answer->local.low)};
+        c->cmsg_level = IPPROTO_IP;
+        c->cmsg_type = IP_PKTINFO;
+        c->cmsg_len = CMSG_LEN(sizeof info);
+        message->msg_hdr.msg_controllen = CMSG_SPACE(sizeof info);
+        memcpy(CMSG_DATA(c), &info, sizeof info);
+    } else {
+        struct in6_pktinfo info = {.ipi6_ifindex = answer->local.scope};
+        uint64_t words[2] = {htobe64(answer->local.high), htobe64(answer->local.low)};
+        memcpy(&info.ipi6_addr, words, 16);
+        c->cmsg_level = IPPROTO_IPV6;
+        c->cmsg_type = IPV6_PKTINFO;
+        c->cmsg_len = CMSG_LEN(sizeof info);
+        memcpy(CMSG_DATA(c), &info, sizeof info);
+    }
+}
+
+int clinux_send_answers(int descriptor, const void *memory, const struct clinux_answer *answers, int count) {
+    struct mmsghdr messages[CLINUX_SEND_MESSAGES];
+    struct iovec vectors[CLINUX_SEND_MESSAGES];
+    struct sockaddr_in6 names[CLINUX_SEND_MESSAGES];
+    struct local_control controls[CLINUX_SEND_MESSAGES];
+    if (count > CLINUX_SEND_MESSAGES) count = CLINUX_SEND_MESSAGES;
+    for (int i = 0; i < count; i++)
+        fill_answer(&messages[i], &vectors[i], &names[i], &controls[i], memory, &answers[i]);
+    int sent;
+    do sent = sendmmsg(descriptor, messages, (unsigned)count, MSG_DONTWAIT); while (sent < 0 && errno == EINTR);
     return sent < 0 ? -errno : sent;
 }
 

@@ -51,7 +51,7 @@ public final class STUNResponder: Sendable {
         let machinery = try Machinery(isStrict: isStrict)
         try machinery.epoll.add(state.wakeUp.number, .read, token: 0)
         if let v4 {
-            let socket = try UDPSocket(bindingTo: Self.kernel(v4))
+            let socket = try UDPSocket(bindingTo: Self.kernel(v4), reportsDestination: true)
             try machinery.epoll.add(socket.number, .read, token: 4)
             localV4 = Self.address(socket.localAddress)
             machinery.v4 = consume socket
@@ -59,7 +59,7 @@ public final class STUNResponder: Sendable {
             localV4 = nil
         }
         if let v6 {
-            let socket = try UDPSocket(bindingTo: Self.kernel(v6))
+            let socket = try UDPSocket(bindingTo: Self.kernel(v6), reportsDestination: true)
             try machinery.epoll.add(socket.number, .read, token: 6)
             localV6 = Self.address(socket.localAddress)
             machinery.v6 = consume socket
@@ -91,7 +91,7 @@ public final class STUNResponder: Sendable {
 
     private static func run(_ machinery: Machinery, _ state: State) {
         var received = ReceiveBurst()
-        var answers = SendBurst()
+        var answers = AnswerBurst(slotBytes: STUN.maximumReplyBytes)
         while !state.isStopping.load(ordering: .acquiring) {
             do {
                 try machinery.epoll.wait(timeoutNanoseconds: nil) { _, _ in }
@@ -100,10 +100,10 @@ public final class STUNResponder: Sendable {
             }
             var counters = Counters()
             while (machinery.v4?.receive(into: &received) ?? 0) > 0 {
-                answer(&received, &answers, machinery, &counters)
+                answer(received, &answers, machinery.v4?.number ?? -1, machinery.isStrict, &counters)
             }
             while (machinery.v6?.receive(into: &received) ?? 0) > 0 {
-                answer(&received, &answers, machinery, &counters)
+                answer(received, &answers, machinery.v6?.number ?? -1, machinery.isStrict, &counters)
             }
             state.counters.withLock {
                 $0.answered += counters.answered
@@ -112,32 +112,33 @@ public final class STUNResponder: Sendable {
         }
     }
 
+    /// Answers leave from the address that was asked, whatever the route says: others would not be taken.
     private static func answer(
-        _ received: inout ReceiveBurst, _ answers: inout SendBurst, _ machinery: Machinery,
+        _ received: borrowing ReceiveBurst, _ answers: inout AnswerBurst, _ number: Int32, _ isStrict: Bool,
         _ counters: inout Counters
     ) {
         for index in 0..<received.count {
             let message = received[index]
+            let asked = received.localAddress(of: index)
             var offset = message.offset
             let end = message.offset + message.length
             while offset < end, message.segment > 0 {
                 let length = min(message.segment, end - offset)
                 let bytes = UnsafeRawBufferPointer(rebasing: received.memory[offset..<offset + length]).bytes
                 offset += length
-                guard let id = try? STUN.parseRequest(bytes, strict: machinery.isStrict) else {
+                guard let id = try? STUN.parseRequest(bytes, strict: isStrict) else {
                     counters.ignored += 1
                     continue
                 }
-                if answers.isFull(for: STUN.maximumReplyBytes) {
-                    _ = answers.flush(v4: &machinery.v4, v6: &machinery.v6)
+                if answers.isFull { _ = answers.send(from: number) }
+                let mapped = address(message.source)
+                answers.append(to: message.source, from: asked) {
+                    STUN.writeReply(id, mapped: mapped, into: $0)
                 }
-                let room = UnsafeMutableRawBufferPointer(rebasing: answers.memory[answers.used...])
-                let count = STUN.writeReply(id, mapped: address(message.source), into: room)
-                answers.append(count, to: message.source)
                 counters.answered += 1
             }
         }
-        _ = answers.flush(v4: &machinery.v4, v6: &machinery.v6)
+        _ = answers.send(from: number)
     }
 
     private static func kernel(_ address: SocketAddress) -> KernelAddress {

@@ -102,9 +102,69 @@ public struct ReceiveBurst: ~Copyable {
             segment: Int(raw.segment))
     }
 
+    /// The own address that the message in slot `index` was sent to; nil unless the socket reports destinations.
+    public func localAddress(of index: Int) -> KernelAddress? {
+        precondition(index < count, "no such message")
+        return received[index].has_local != 0 ? KernelAddress(received[index].local) : nil
+    }
+
     mutating func fill(from number: Int32, limit: Int) -> Int {
         count = max(0, Int(clinux_receive(number, batch, received, Int32(clamping: limit))))
         return count
+    }
+}
+
+/// Small datagrams, each sent from the own address that was asked: on a machine with many addresses the kernel would
+/// choose one by the route, and whoever asked another would not take the answer.
+public struct AnswerBurst: ~Copyable {
+    /// Answers at once.
+    public static let limit = Int(CLINUX_SEND_MESSAGES)
+
+    private let memory: UnsafeMutableRawBufferPointer
+    private let slotBytes: Int
+    private var answers: [clinux_answer] = []
+
+    /// Room for `limit` answers of at most `slotBytes` each.
+    public init(slotBytes: Int) {
+        self.slotBytes = slotBytes
+        memory = .allocate(byteCount: Self.limit * slotBytes, alignment: 16)
+        answers.reserveCapacity(Self.limit)
+    }
+
+    deinit { memory.deallocate() }
+
+    /// Whether it must be sent before more is written.
+    public var isFull: Bool { answers.count == Self.limit }
+
+    /// Writes an answer with `body`, which returns its length. `local`: the address that was asked, if it is known.
+    public mutating func append(
+        to destination: KernelAddress, from local: KernelAddress?,
+        _ body: (UnsafeMutableRawBufferPointer) -> Int
+    ) {
+        precondition(!isFull, "room for an answer")
+        let offset = answers.count * slotBytes
+        let count = body(UnsafeMutableRawBufferPointer(rebasing: memory[offset..<offset + slotBytes]))
+        precondition(count <= slotBytes, "an answer that fits")
+        answers.append(
+            clinux_answer(
+                destination: destination.raw, local: (local ?? .any(v4: destination.isV4)).raw,
+                offset: UInt32(offset), length: UInt32(count), has_local: local == nil ? 0 : 1))
+    }
+
+    /// Sends everything that the kernel takes; the rest is lost, as UDP may. Returns how many were sent.
+    public mutating func send(from number: Int32) -> Int {
+        defer { answers.removeAll(keepingCapacity: true) }
+        var (sent, next) = (0, 0)
+        while next < answers.count {
+            let result = answers.withUnsafeBufferPointer {
+                clinux_send_answers(
+                    number, memory.baseAddress, $0.baseAddress! + next, Int32($0.count - next))
+            }
+            // One that cannot be sent, because its address is gone, must not hold up the others.
+            sent += max(0, Int(result))
+            next += max(1, Int(result))
+        }
+        return sent
     }
 }
 

@@ -101,13 +101,20 @@ public struct UDPSocket: ~Copyable, Sendable {
     private var failures: [SendFailure] = []
 
     /// Binds to `local`; port 0 lets the kernel choose. Datagrams are never fragmented unless `mayFragment`.
-    public init(bindingTo local: KernelAddress, mayFragment: Bool = false) throws(SystemError) {
+    /// `reportsDestination`: a burst tells to which own address each message was sent.
+    public init(
+        bindingTo local: KernelAddress, mayFragment: Bool = false, reportsDestination: Bool = false
+    ) throws(SystemError) {
         var raw = local.raw
         let number = clinux_udp_open(&raw)
         guard number >= 0 else { throw SystemError(call: "bind", code: -number) }
         let owned = OwnedDescriptor(taking: number)
         let code = clinux_local_address(number, &raw)
         guard code == 0 else { throw SystemError(call: "getsockname", code: -code) }
+        if reportsDestination {
+            let code = clinux_udp_report_destination(number, local.isV4 ? 1 : 0)
+            guard code == 0 else { throw SystemError(call: "setsockopt(PKTINFO)", code: -code) }
+        }
         localAddress = KernelAddress(raw)
         features = Features(
             segmentation: clinux_udp_probe_gso(number) == 0, coalescing: clinux_udp_enable_gro(number) == 0,

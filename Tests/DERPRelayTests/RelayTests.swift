@@ -386,4 +386,54 @@ import Testing
         for _ in 0..<100 where responder.counters.ignored < 5 { usleep(10_000) }
         #expect(responder.counters.answered == 1 && responder.counters.ignored == 5)
     }
+
+    /// Every address of 127/8 is this machine's: whichever is asked must answer, though the route to the asker would
+    /// choose 127.0.0.1.
+    @Test(arguments: ["127.0.0.1", "127.9.8.7", "127.0.0.77"])
+    func answersFromTheAddressThatWasAsked(_ asked: String) throws {
+        let responder = try STUNResponder(v4: SocketAddress("0.0.0.0:0")!, v6: nil)
+        defer { responder.close() }
+        let port = try #require(responder.localV4).port
+        let ip = try #require(IPAddress(asked))
+        let target = KernelAddress(high: ip.high, low: ip.low, port: port, isV4: true)
+        var v4: UDPSocket? = try UDPSocket(bindingTo: .loopback(v4: true))
+        var v6: UDPSocket?
+        var burst = SendBurst()
+        for number in 1...80 as ClosedRange<UInt32> {
+            let room = UnsafeMutableRawBufferPointer(rebasing: burst.memory[burst.used...])
+            STUN.writeRequest(TransactionID(high: 1, low: number), into: room)
+            burst.append(STUN.requestBytes, to: target)
+        }
+        _ = burst.flush(v4: &v4, v6: &v6)
+        var socket = v4.take()!
+        var received = ReceiveBurst()
+        var count = 0
+        while count < 80, RelayTests.isReadable(socket.number, 2_000) {
+            _ = socket.receive(into: &received)
+            for index in 0..<received.count {
+                let message = received[index]
+                #expect(message.source == target)
+                count += max(1, message.length / max(1, message.segment))
+            }
+        }
+        #expect(count == 80)
+    }
+
+    @Test func answersOnIPv6() throws {
+        let responder = try STUNResponder(v4: nil, v6: SocketAddress("[::]:0")!)
+        defer { responder.close() }
+        let target = KernelAddress.loopback(v4: false, port: try #require(responder.localV6).port)
+        var v4: UDPSocket?
+        var v6: UDPSocket? = try UDPSocket(bindingTo: .loopback(v4: false))
+        var burst = SendBurst()
+        STUN.writeRequest(TransactionID(high: 3, low: 4), into: burst.memory)
+        burst.append(STUN.requestBytes, to: target)
+        _ = burst.flush(v4: &v4, v6: &v6)
+        var socket = v6.take()!
+        #expect(RelayTests.isReadable(socket.number, 2_000))
+        var received = ReceiveBurst()
+        let count = socket.receive(into: &received)
+        #expect(count == 1)
+        #expect(received[0].source == target)
+    }
 }

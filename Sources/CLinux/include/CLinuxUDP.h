@@ -21,6 +21,16 @@ struct clinux_received {
     struct clinux_address source;
     uint32_t length;
     uint32_t segment;
+    // The own address that it was sent to, where clinux_udp_report_destination is on; else has_local is 0.
+    struct clinux_address local;
+    uint8_t has_local;
+};
+
+// One datagram to send from a chosen own address: bytes [offset, offset + length) of the memory.
+struct clinux_answer {
+    struct clinux_address destination, local;
+    uint32_t offset, length;
+    uint8_t has_local;
 };
 
 // One message to send: bytes [offset, offset + length) of the memory, cut by the kernel every `segment` bytes.
@@ -38,6 +48,8 @@ int clinux_udp_open(const struct clinux_address *local);
 int clinux_udp_dont_fragment(int descriptor, int is_v4);
 int clinux_udp_enable_gro(int descriptor);
 int clinux_udp_probe_gso(int descriptor);
+// Received datagrams tell the address that they were sent to (IP_PKTINFO, IPV6_RECVPKTINFO).
+int clinux_udp_report_destination(int descriptor, int is_v4);
 // Raises both buffers to `bytes`, FORCE first; returns the smaller size that the kernel reports.
 int clinux_udp_buffers(int descriptor, int bytes);
 int clinux_local_address(int descriptor, struct clinux_address *out);
@@ -50,6 +62,8 @@ void clinux_receive_batch_free(struct clinux_receive_batch *batch);
 int clinux_receive(int descriptor, struct clinux_receive_batch *batch, struct clinux_received *out, int limit);
 // Sends runs without waiting; returns the number of runs sent completely or -errno if the first failed.
 int clinux_send_runs(int descriptor, const void *memory, const struct clinux_run *runs, int count);
+// Sends datagrams without waiting; returns how many were sent or -errno if the first failed.
+int clinux_send_answers(int descriptor, const void *memory, const struct clinux_answer *answers, int count);
 // Sends one run as single datagrams; returns the number of datagrams sent, or -errno if the first failed.
 int clinux_send_plain(int descriptor, const void *memory, const struct clinux_run *run, uint32_t skip);
 
