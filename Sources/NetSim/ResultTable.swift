@@ -64,7 +64,7 @@ public struct ResultTable {
         return body.joined(separator: "\n") + "\n" + violations.map { "VIOLATION \($0)\n" }.joined()
     }
 
-    private static func seconds(_ value: Double) -> String {
+    static func seconds(_ value: Double) -> String {
         let thousandths = Int((value * 1_000).rounded())
         return "\(thousandths / 1_000).\(String(1_000 + thousandths % 1_000).dropFirst())"
     }

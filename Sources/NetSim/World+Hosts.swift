@@ -106,6 +106,11 @@ extension World {
 
     private func decided(_ host: SimHost, _ event: PathEvent) {
         note("\(now.since(Self.start).nanoseconds) \(host.name) \(event.peer?.rawValue ?? 0) \(event.kind)")
+        switch event.kind {
+        case .chosen, .trustedAgain: directChanges.append((now, host.index, true))
+        case .doubted, .lost: directChanges.append((now, host.index, false))
+        default: break
+        }
         guard case .chosen = event.kind, let peer = event.peer else { return }
         let sizes = host.paths.sizes
         host.most.candidates = max(host.most.candidates, sizes.candidates)

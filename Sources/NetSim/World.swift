@@ -72,6 +72,8 @@ public final class World {
     public private(set) var steps = 0
     /// Seconds from a session's start to its first direct path, by `from-to`; absent without one.
     public internal(set) var timeToDirect: [String: Double] = [:]
+    /// When sides of a session began to go directly, or stopped.
+    var directChanges: [(at: Instant, host: Int, isDirect: Bool)] = []
     var buffer = [UInt8](repeating: 0, count: Disco.maximumSealedBytes)
     /// Called with a line for each decision, in order.
     var log: ((String) -> Void)?

@@ -13,6 +13,7 @@ enum NetSimTool {
         coder-netsim run [--seed N] [--seeds N] [--verbose] FILE…   play scenario files
         coder-netsim campaign [--seed N] [--seeds N]                pairs behind random NATs, with faults
         coder-netsim crowd [--seed N] [--nodes N]                   many nodes at once
+        coder-netsim figures [--seed N] [--pairs N]                 how soon pairs go directly, and recover
         coder-netsim replay FILE                                    play a record of 'coder netcheck --record'
         Exit status: 0, or 1 when something that must be so was not.
 
@@ -32,6 +33,7 @@ enum NetSimTool {
         var seed: UInt64 = 1
         var seeds = 1
         var nodes = 1_000
+        var pairs = 100
         var isVerbose = false
         var files: [String] = []
     }
@@ -54,6 +56,7 @@ enum NetSimTool {
             switch words[index] {
             case "--seed": options.seed = try number()
             case "--seeds": options.seeds = Int(clamping: try number())
+            case "--pairs": options.pairs = max(1, Int(clamping: try number()))
             case "--nodes": options.nodes = Int(clamping: try number())
             case "--verbose", "-v": options.isVerbose = true
             case let word where word.hasPrefix("-"): throw UsageError(description: "unknown option \(word)")
@@ -78,6 +81,10 @@ enum NetSimTool {
         case "campaign": return play(seeds.map { (Campaign.pair(seed: $0), $0) }, options)
         case "crowd":
             return play(seeds.map { (Campaign.crowd(options.nodes, seed: $0), $0) }, options)
+        case "figures":
+            let figures = PathFigures(pairs: options.pairs, seed: options.seed)
+            say(figures.text, to: 1)
+            return figures.violations.isEmpty ? 0 : 1
         case "replay": return try replay(options)
         default:
             say(usage, to: 2)
@@ -86,6 +93,7 @@ enum NetSimTool {
     }
 
     private static func play(_ runs: [(Scenario, UInt64)], _ options: Options) -> Int32 {
+        let began = Clock.monotonicNanoseconds()
         var table = ResultTable()
         for (scenario, seed) in runs {
             let world = World(
@@ -94,6 +102,9 @@ enum NetSimTool {
             table.add(world)
         }
         say(table.text, to: 1)
+        let took = (Clock.monotonicNanoseconds() - began) / 1_000_000
+        say("\(runs.count) runs, \(table.violations.count) violations, \(took / 1_000).", to: 1)
+        say("\(String(1_000 + took % 1_000).dropFirst()) s\n", to: 1)
         return table.violations.isEmpty ? 0 : 1
     }
 
