@@ -34,6 +34,7 @@ enum NetcheckCommand {
         let connector = RelayConnector(
             client: client.http, forcesWebSockets: connection["derp_force_websockets"].bool)
         async let stun = STUNProbe.run(map)
+        async let router = RouterProbe.run(map)
         let reports = await withTaskGroup(of: (Int, RegionReport).self) { group in
             for region in map.regions.values {
                 group.addTask { (region.id, await RegionReport.make(region, connector)) }
@@ -42,11 +43,17 @@ enum NetcheckCommand {
             for await (id, report) in group { reports[id] = report }
             return reports
         }
-        let found = await stun
+        let found = Probes(stun: await stun, router: await router)
         let json = report(map, connection["derp_map"], reports, found, connector)
         invocation.console.say(json.pretty)
         for line in words(map, reports, found, connector) { invocation.console.note(line) }
         return 0
+    }
+
+    /// What was found about this network.
+    private struct Probes: Sendable {
+        var stun: STUNProbe.Outcome
+        var router: RouterProbe.Outcome
     }
 
     /// What was found about one region.
@@ -73,12 +80,12 @@ enum NetcheckCommand {
 
     /// The same in sentences.
     private static func words(
-        _ map: DERPMap, _ reports: [Int: RegionReport], _ stun: STUNProbe.Outcome,
-        _ connector: RelayConnector
+        _ map: DERPMap, _ reports: [Int: RegionReport], _ probes: Probes, _ connector: RelayConnector
     ) -> [String] {
         let forced = connector.forcedWebSocketReasons()
         var findings = NetcheckWords.Findings()
-        findings.stun = stun
+        findings.stun = probes.stun
+        findings.router = probes.router
         findings.servers = map.stunServers.count
         findings.regions = map.relayRegionIDs.map { id in
             let report = reports[id] ?? RegionReport()
@@ -111,9 +118,10 @@ enum NetcheckCommand {
     }
 
     private static func report(
-        _ map: DERPMap, _ raw: JSON, _ reports: [Int: RegionReport], _ stun: STUNProbe.Outcome,
+        _ map: DERPMap, _ raw: JSON, _ reports: [Int: RegionReport], _ probes: Probes,
         _ connector: RelayConnector
     ) -> JSON {
+        let stun = probes.stun
         let forced = connector.forcedWebSocketReasons()
         var warnings: [(String, String)] = []
         if map.stunServers.isEmpty {
@@ -134,7 +142,7 @@ enum NetcheckCommand {
             [
                 .init(key: "healthy", value: .bool(isHealthy)),
                 .init(key: "regions", value: .object(regions)),
-                .init(key: "netcheck", value: netcheck(map, reports, stun)),
+                .init(key: "netcheck", value: netcheck(map, reports, probes)),
                 .init(key: "netcheck_err", value: .null),
                 .init(key: "netcheck_logs", value: .array([])),
             ])
@@ -187,8 +195,10 @@ enum NetcheckCommand {
 
     /// Tailscale's report, with its names and nanoseconds.
     private static func netcheck(
-        _ map: DERPMap, _ reports: [Int: RegionReport], _ stun: STUNProbe.Outcome
+        _ map: DERPMap, _ reports: [Int: RegionReport], _ probes: Probes
     ) -> JSON {
+        let (stun, router) = (probes.stun, probes.router)
+        let optional = { (flag: Bool?) in flag.map { JSON.bool($0) } ?? JSON.null }
         let measured = map.relayRegionIDs.compactMap { id in
             reports[id]?.latency.map {
                 (id: id, nanoseconds: $0.wholeNanoseconds, isV4: reports[id]?.isV4 == true)
@@ -208,10 +218,11 @@ enum NetcheckCommand {
         return .record([
             "UDP": .bool(stun.v4 != nil || stun.v6 != nil), "IPv6": .bool(hasV6), "IPv4": .bool(hasV4),
             "IPv6CanSend": .bool(stun.canSendV6), "IPv4CanSend": .bool(stun.canSendV4),
-            "OSHasIPv6": .bool(stun.hasV6), "ICMPv4": .bool(false),
-            "MappingVariesByDestIP": stun.mappingVaries.map { .bool($0) } ?? .null,
-            "HairPinning": stun.hairPinning.map { .bool($0) } ?? .null,
-            "UPnP": .null, "PMP": .null, "PCP": .null, "PreferredDERP": .int(home?.id ?? 0),
+            "OSHasIPv6": .bool(stun.hasV6), "ICMPv4": .bool(router.icmpv4),
+            "MappingVariesByDestIP": optional(stun.mappingVaries),
+            "HairPinning": optional(stun.hairPinning),
+            "UPnP": optional(router.upnp), "PMP": optional(router.pmp), "PCP": optional(router.pcp),
+            "PreferredDERP": .int(home?.id ?? 0),
             "RegionLatency": latencies { _ in true }, "RegionV4Latency": latencies { $0 },
             "RegionV6Latency": latencies { !$0 },
             "GlobalV4": .string(stun.v4.map { "\($0)" } ?? ""),

@@ -16,6 +16,7 @@ enum NetcheckWords {
     /// What is known of the rest.
     struct Findings {
         var stun = STUNProbe.Outcome()
+        var router = RouterProbe.Outcome()
         /// STUN servers in the map.
         var servers = 0
         var regions: [Region] = []
@@ -23,7 +24,7 @@ enum NetcheckWords {
     }
 
     static func lines(_ findings: Findings) -> [String] {
-        udp(findings) + v6(findings) + relays(findings)
+        udp(findings) + router(findings.router) + v6(findings) + relays(findings)
             + findings.narrow.map {
                 "⚠ \($0.name) carries \($0.mtu) bytes only: direct connections over it will not be used "
                     + "(\(PathReason.mtu.rawValue)). \(PathReason.mtu.advice)"
@@ -64,6 +65,17 @@ enum NetcheckWords {
             }
         }
         return lines
+    }
+
+    private static func router(_ router: RouterProbe.Outcome) -> [String] {
+        guard let upnp = router.upnp else { return [] }
+        let names = [("PCP", router.pcp == true), ("NAT-PMP", router.pmp == true), ("UPnP", upnp)]
+            .filter { $0.1 }.map { $0.0 }
+        return [
+            names.isEmpty
+                ? "  the router opens no ports: it answers neither PCP, NAT-PMP nor UPnP"
+                : "✔ the router opens ports when it is asked (\(names.joined(separator: ", ")))"
+        ]
     }
 
     private static func v6(_ findings: Findings) -> [String] {

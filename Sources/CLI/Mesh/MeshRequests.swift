@@ -208,6 +208,7 @@ enum MeshReport {
                 "relay_dropped": .int(counters.relayDropped), "garbage": .int(counters.garbage),
                 "wireguard_dropped": .int(counters.wireGuardDropped),
                 "disco_dropped": .int(counters.discoDropped), "unroutable": .int(counters.unroutable),
+                "repeated_handshakes": .int(counters.repeatedHandshakes),
                 "refused": .int(counters.refused),
             ]),
         ])
