@@ -50,6 +50,9 @@ struct NATLabTests {
         let table = ([NATResult.heading] + results.map(\.line)).joined(separator: "\n") + "\n"
         FileHandle.standardError.write(Data(("\n" + table).utf8))
         for result in results {
+            for remark in result.remarks {
+                FileHandle.standardError.write(Data("\(result.row.name): \(remark)\n".utf8))
+            }
             guard let problem = result.firstProblem else { continue }
             FileHandle.standardError.write(Data("\(result.row.name), first try: \(problem)\n".utf8))
         }

@@ -97,6 +97,11 @@ final class NATNode: Sendable {
         return try JSONSerialization.jsonObject(with: outcome.output) as? [String: Any] ?? [:]
     }
 
+    /// Asks the node; its answer as it stands.
+    func text(_ words: [String]) async throws -> String {
+        try await Command.run([Deployment.binary, "mesh", "--control", socket] + words, timeout: 10).text
+    }
+
     /// Hands every change of this node to the other one, as a coordinator would, until cancelled.
     func follow(to other: NATNode) async throws {
         var told: String?

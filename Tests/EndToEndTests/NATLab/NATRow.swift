@@ -94,6 +94,8 @@ struct NATResult: Sendable {
     var directAgain: Double?
     var isExact = false
     var problem: String?
+    /// What was slower than it should be, with what the nodes say of it.
+    var remarks: [String] = []
     /// What went wrong in a first try, if this is the second.
     var firstProblem: String?
 
@@ -168,7 +170,12 @@ extension NATRow {
         async let path = left.ask("wait", expected.rawValue, right.address, "12")
         let first = try await left.ask("load", "rr", "[\(right.address)]:7", "count=1", "seconds=20")
         result.firstByte = first["first_byte_seconds"] as? Double
-        guard result.firstByte != nil else { throw Failure("no first byte: \(first)") }
+        guard let firstByte = result.firstByte else {
+            throw Failure("no first byte: \(first) \(await whatTheySay(left, right))")
+        }
+        if firstByte > Self.slow {
+            result.remarks.append("first byte after \(firstByte) s: \(await whatTheySay(left, right))")
+        }
         async let transfer = left.ask(
             "load", "both", "[\(right.address)]:7", "bytes=\(Self.rate * Self.seconds)", "rate=\(Self.rate)",
             "seconds=40")
@@ -190,9 +197,26 @@ extension NATRow {
             if try await left.path() != "relay" { result.problem = "the dead path was not left" }
             try await left.home.setUDPCut(false)
             result.directAgain = try await again(left, right)
+            if result.directAgain == nil {
+                result.remarks.append("not direct again: \(await whatTheySay(left, right))")
+            }
         } else if try await left.path() != "direct", try await again(left, right) == nil {
             result.problem = "no direct path after: \(change.rawValue)"
         }
+    }
+
+    /// A first byte later than this is worth a look.
+    private static let slow = 2.0
+
+    /// Counters and paths of both nodes.
+    private func whatTheySay(_ left: NATNode, _ right: NATNode) async -> String {
+        var text = ""
+        for (node, other) in [(left, right), (right, left)] {
+            for words in [["status"], ["explain", other.address]] {
+                text += "\n" + ((try? await node.text(words)) ?? "no answer to \(words)")
+            }
+        }
+        return text
     }
 
     private func disturb(_ left: NATNode, _ result: inout NATResult) async throws {

@@ -37,17 +37,6 @@ final class NATWorld: Sendable {
                 "-6 address add \(Self.relay.v6)/64 dev br0 nodad",
             ])
         try await Self.setForwarding(core)
-        // Answers must come from the address that was asked: connection tracking sees to it.
-        try await Self.rules(
-            core,
-            """
-            table ip second {
-                chain pre {
-                    type nat hook prerouting priority -100;
-                    ip daddr \(Self.relay.second) udp dport 3478 dnat to \(Self.relay.v4):3478
-                }
-            }
-            """)
         hasNginx = FileManager.default.fileExists(atPath: "/usr/sbin/nginx")
         var servers = [
             try Command(
