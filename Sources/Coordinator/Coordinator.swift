@@ -75,6 +75,10 @@ public struct Coordinator: Sendable {
     {
         guard !isClosed else { throw Refusal("coordinator closed") }
         guard peers[id] != nil || peers.count < limits.peers else { throw Refusal("too many peers") }
+        // An agent's id is its own: a client that bore it could claim addresses towards the agent's tunnels.
+        if let old = peers[id], old.role != role, old.role == .agent || role == .agent {
+            throw .authorization("peer ID belongs to another kind of peer")
+        }
         let connection = ConnectionID(number: nextConnection)
         nextConnection += 1
         if let old = peers[id] {

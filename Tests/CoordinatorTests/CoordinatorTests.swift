@@ -85,6 +85,17 @@ import Testing
         #expect(hub.tunnelCount == 1)
     }
 
+    @Test func `nobody takes up an agent's id in another role, nor an agent a client's`() throws {
+        let hub = Hub()
+        let agent = try hub.connect(agentID, .agent)
+        #expect(throws: Refusal.self) { try hub.connect(agentID, .clientOfAgent(agentID)) }
+        #expect(throws: Refusal.self) { try hub.connect(agentID, .clientOfUser) }
+        #expect(hub.closed.isEmpty)
+        try hub.handle(.node(agentNode), agent)
+        _ = try hub.connect(clientID, .clientOfAgent(agentID))
+        #expect(throws: Refusal.self) { try hub.connect(clientID, .agent) }
+    }
+
     @Test func `a removed tunnel is told to both, unless there is another one`() throws {
         let hub = Hub()
         let server = try hub.connect(serverID, .server)

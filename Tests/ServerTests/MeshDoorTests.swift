@@ -68,7 +68,7 @@ import Testing
             lifecycle.lifecycle.state = .ready
             _ = try await connection.unary(AgentMethods.updateLifecycle, lifecycle)
             var logs = AgentBatchCreateLogsRequest()
-            logs.logs = ["one", "two \"quoted\", {braced} \\"].map { text in
+            logs.logs = ["one", "two \"quoted\", {braced} \\", "\"\u{301}x,\\\u{301}"].map { text in
                 var log = AgentLog()
                 log.output = text
                 log.level = .warn
@@ -85,7 +85,7 @@ import Testing
             #expect(seen.text("expanded_directory") == "/home/ann")
             let lines = try await server.call("GET", "workspaceagents/\(agent)/logs")
             #expect(try Shapes().complaints(lines.json, "[WorkspaceAgentLog]") == [])
-            #expect(lines.list.map { $0["output"] as? String } == ["one", "two \"quoted\", {braced} \\"])
+            #expect(lines.list.map { $0["output"] as? String } == logs.logs.map(\.output))
         }
         // The end of the connection is recorded at once.
         for _ in 0..<50 {
@@ -190,6 +190,29 @@ import Testing
         let bad = try await server.call("GET", "\(path)&resume_token=\(token)x")
         #expect(bad.status == 401)
         #expect((bad.object["validations"] as? [[String: String]])?.first?["field"] == "resume_token")
+    }
+
+    @Test func agentsGetNoResumeToken() async throws {
+        let (_, _, token) = try await workspace("no-token")
+        let error = await #expect(throws: RPCError.self) {
+            try await session("workspaceagents/me/rpc?version=2.7", token: token) { connection in
+                try await connection.unary(TailnetMethods.refreshResumeToken).token
+            }
+        }
+        #expect("\(error as Any)".contains("unknown rpc"))
+    }
+
+    @Test func aRevokedKeyEndsItsSessions() async throws {
+        let (_, agent, _) = try await workspace("revoked")
+        let key = try await server.call("POST", "users/me/keys/tokens", ["token_name": "short"]).text("key")
+        let server = server
+        try await session("workspaceagents/\(agent)/coordinate?version=2.0", token: key) { connection in
+            _ = try await connection.unary(TailnetMethods.refreshResumeToken)
+            let id = key.prefix { $0 != "-" }
+            #expect(try await server.call("DELETE", "users/me/keys/\(id)").status == 204)
+            await connection.waitUntilClosed()
+        }
+        #expect(try await server.call("GET", "users/me", token: key).status == 401)
     }
 
     @Test(arguments: [

@@ -245,8 +245,10 @@ package struct DERPClient: ~Copyable, Sendable {
         let server: DERPServerInfo
         do { server = try unsafe DERPServerInfo(json: text.span.bytes) } catch { throw .badLogin(error) }
         login = .done
-        rate = server.tokenBucketBytesPerSecond
-        burst = max(server.tokenBucketBytesBurst, DERP.headerBytes + DERP.keyBytes + DERP.maximumPayloadBytes)
+        rate = min(server.tokenBucketBytesPerSecond, DERP.maximumRate)
+        // At least one frame must fit, or nothing could ever be sent.
+        let frameBytes = DERP.headerBytes + DERP.keyBytes + DERP.maximumPayloadBytes
+        burst = max(frameBytes, min(server.tokenBucketBytesBurst, DERP.maximumRate))
         tokens = burst
         tokensAt = now
         return .ready(server)

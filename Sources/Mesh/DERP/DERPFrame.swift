@@ -33,6 +33,8 @@ package enum DERP {
     package static let keyBytes = 32
     /// Largest payload of one packet.
     package static let maximumPayloadBytes = 65_536
+    /// What a relay may say of bytes per second, or at once; more counts as this much: no sender reaches it.
+    package static let maximumRate = 1 << 40
     /// Largest frame that a client reads.
     package static let maximumClientFrameBytes = 1 << 20
     /// Largest ClientInfo that a server reads.

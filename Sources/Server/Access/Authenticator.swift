@@ -21,6 +21,11 @@ final class Authenticator: Sendable {
         if access != .anonymous || call.head.target.hasPrefix("/api/") {
             try limiter.admit(call.peerAddress + " " + call.head.target.prefix { $0 != "?" }, now: .now())
         }
+        return try await renew(call, for: access)
+    }
+
+    /// The caller as the database knows it now; no matter how often it asked.
+    func renew(_ call: Call, for access: RouteTable.Access) async throws -> Call.Identity {
         guard access != .anonymous else { return .anonymous }
         let token = try Self.token(call)
         guard let token else {

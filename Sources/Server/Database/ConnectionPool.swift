@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// A few connections shared by all tasks. Each statement or transaction has one of them for itself; who comes when
-/// all are taken waits in line.
+/// all are taken waits in line, 10 s at most.
 actor ConnectionPool: Database {
     private let conninfo: String
     private let limit: Int
     private var idle: [PostgresConnection] = []
     private var count = 0
-    private var waiting: [CheckedContinuation<PostgresConnection, Never>] = []
+    private var waiting: [(id: UInt64, place: CheckedContinuation<PostgresConnection, any Error>)] = []
+    private var nextWaiter: UInt64 = 0
+
+    /// Tasks in line; more would only wait in vain.
+    private static let waitingLimit = 1024
+    private static let patience = Duration.seconds(10)
 
     init(conninfo: String, limit: Int = 10) {
         self.conninfo = conninfo
@@ -15,7 +20,7 @@ actor ConnectionPool: Database {
     }
 
     func query(_ sql: String, _ parameters: [SQLValue]) async throws -> [Row] {
-        let connection = await take()
+        let connection = try await take()
         defer { giveBack(connection) }
         return try await connection.query(sql, parameters)
     }
@@ -23,7 +28,7 @@ actor ConnectionPool: Database {
     func transaction<Result: Sendable>(
         _ body: @Sendable (any SQLRunner) async throws -> Result
     ) async throws -> Result {
-        let connection = await take()
+        let connection = try await take()
         defer { giveBack(connection) }
         try await connection.command("BEGIN")
         do {
@@ -42,7 +47,7 @@ actor ConnectionPool: Database {
 
     /// Runs statements as they are, for migrations.
     func script(_ sql: String) async throws {
-        let connection = await take()
+        let connection = try await take()
         defer { giveBack(connection) }
         try await connection.command(sql)
     }
@@ -53,20 +58,36 @@ actor ConnectionPool: Database {
         for connection in all { await connection.close() }
     }
 
-    private func take() async -> PostgresConnection {
+    private func take() async throws -> PostgresConnection {
         if let connection = idle.popLast() { return connection }
         if count < limit {
             count += 1
             return PostgresConnection(conninfo: conninfo)
         }
-        return await withCheckedContinuation { waiting.append($0) }
+        guard waiting.count < Self.waitingLimit else { throw Self.busy }
+        nextWaiter += 1
+        let id = nextWaiter
+        let alarm = Task {
+            try await Task.sleep(for: Self.patience)
+            self.giveUp(id)
+        }
+        defer { alarm.cancel() }
+        return try await withCheckedThrowingContinuation { waiting.append((id, $0)) }
     }
+
+    private func giveUp(_ id: UInt64) {
+        guard let index = waiting.firstIndex(where: { $0.id == id }) else { return }
+        waiting.remove(at: index).place.resume(throwing: Self.busy)
+    }
+
+    private static let busy = DatabaseError(
+        sqlState: "", message: "all connections are in use", constraint: "", isDisconnected: true)
 
     private func giveBack(_ connection: PostgresConnection) {
         if waiting.isEmpty {
             idle.append(connection)
         } else {
-            waiting.removeFirst().resume(returning: connection)
+            waiting.removeFirst().place.resume(returning: connection)
         }
     }
 }

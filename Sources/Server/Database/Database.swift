@@ -18,13 +18,20 @@ enum SQLValue: Sendable {
     init(_ value: JSON) { self = .text(String(decoding: value.encoded, as: UTF8.self)) }
     init(_ values: [Identifier]) { self = .text("{" + values.map(\.text).joined(separator: ",") + "}") }
 
-    /// An array of texts.
+    /// An array of texts. Bytes are looked at, not characters: a quote with an accent behind it is one character.
     init(_ values: [String]) {
-        let quoted = values.map { value in
-            let escaped = value.map { $0 == "\"" || $0 == "\\" ? "\\\($0)" : String($0) }.joined()
-            return "\"\(escaped)\""
+        var literal = Array("{".utf8)
+        for (index, value) in values.enumerated() {
+            literal += Array((index == 0 ? "\"" : ",\"").utf8)
+            for byte in value.utf8 {
+                if byte == UInt8(ascii: "\"") || byte == UInt8(ascii: "\\") {
+                    literal.append(UInt8(ascii: "\\"))
+                }
+                literal.append(byte)
+            }
+            literal.append(UInt8(ascii: "\""))
         }
-        self = .text("{" + quoted.joined(separator: ",") + "}")
+        self = .text(String(decoding: literal, as: UTF8.self) + "}")
     }
 }
 
@@ -43,7 +50,9 @@ struct DatabaseError: Error, Sendable, CustomStringConvertible {
     /// A CHECK constraint refused the row.
     var isCheckViolation: Bool { sqlState == "23514" }
 
-    var description: String { "PostgreSQL \(sqlState): \(message)" }
+    var description: String {
+        sqlState.isEmpty ? "PostgreSQL not reached: \(message)" : "PostgreSQL \(sqlState): \(message)"
+    }
 }
 
 /// Something that takes statements: a pool, or one connection inside a transaction.
@@ -123,28 +132,24 @@ struct Row: Sendable {
     /// An array of texts or UUIDs; empty for NULL.
     func list(_ name: String) -> [String] {
         var items: [String] = []
-        var current = ""
+        var current: [UInt8] = []
         var isQuoted = false
         var isEscaped = false
         var hasItem = false
-        for character in text(name).dropFirst().dropLast() {
-            if isEscaped {
-                current.append(character)
+        for byte in text(name).utf8.dropFirst().dropLast() {
+            hasItem = true
+            switch byte {
+            case _ where isEscaped:
+                current.append(byte)
                 isEscaped = false
-            } else if character == "\\" {
-                isEscaped = true
-            } else if character == "\"" {
-                isQuoted.toggle()
-                hasItem = true
-            } else if character == ",", !isQuoted {
-                items.append(current)
-                current = ""
-                hasItem = true
-            } else {
-                current.append(character)
-                hasItem = true
+            case UInt8(ascii: "\\"): isEscaped = true
+            case UInt8(ascii: "\""): isQuoted.toggle()
+            case UInt8(ascii: ",") where !isQuoted:
+                items.append(String(decoding: current, as: UTF8.self))
+                current = []
+            default: current.append(byte)
             }
         }
-        return hasItem ? items + [current] : []
+        return hasItem ? items + [String(decoding: current, as: UTF8.self)] : []
     }
 }

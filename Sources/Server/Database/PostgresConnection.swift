@@ -27,6 +27,18 @@ actor PostgresConnection: SQLRunner {
     /// Names of the statements prepared on this connection, by their text.
     private var prepared: [String: String] = [:]
 
+    /// Neither a statement nor the network may hold a connection for ever. What the user's own connection text says
+    /// goes before these.
+    private static let standards = [
+        ("connect_timeout", "10"), ("keepalives_idle", "30"), ("keepalives_interval", "10"),
+        ("keepalives_count", "3"), ("tcp_user_timeout", "30000"),
+    ]
+    private static let session = """
+        SET TIME ZONE 'UTC'; SET DateStyle = 'ISO'; SET bytea_output = 'hex';
+        SET statement_timeout = '60s'; SET lock_timeout = '30s';
+        SET idle_in_transaction_session_timeout = '60s'
+        """
+
     /// Statements kept prepared per connection: ours are constants, so this is never reached.
     private static let maximumPrepared = 500
 
@@ -41,7 +53,7 @@ actor PostgresConnection: SQLRunner {
     func open() throws(DatabaseError) {
         if let handle, PQstatus(handle) == CONNECTION_OK { return }
         close()
-        guard let new = PQconnectdb(conninfo) else {
+        guard let new = connect() else {
             throw DatabaseError(sqlState: "", message: "out of memory", constraint: "", isDisconnected: true)
         }
         guard PQstatus(new) == CONNECTION_OK else {
@@ -51,7 +63,17 @@ actor PostgresConnection: SQLRunner {
         }
         PQsetNoticeProcessor(new, { _, _ in }, nil)
         handle = new
-        try command("SET TIME ZONE 'UTC'; SET DateStyle = 'ISO'; SET bytea_output = 'hex'")
+        try command(Self.session)
+    }
+
+    private func connect() -> OpaquePointer? {
+        // Of a key word that is given twice the last one counts; `dbname` may hold a whole connection text.
+        let parameters = Self.standards + [("dbname", conninfo)]
+        return Self.withCStrings(parameters.map(\.0) + [nil]) { names in
+            Self.withCStrings(parameters.map(\.1) + [nil]) { values in
+                PQconnectdbParams(names, values, 1)
+            }
+        }
     }
 
     /// Closes the connection; the next statement opens it again.

@@ -90,14 +90,17 @@ struct Account: Sendable {
 
 /// Directories.
 enum Directory {
-    /// Makes `path` and what is missing above it; the last one gets `mode`.
+    /// Makes `path` and what is missing above it. The last one gets `mode` if it is made here: one that somebody
+    /// else made, such as a home, stays as it is.
     static func make(_ path: String, mode: UInt32) throws(SystemError) {
         var current = ""
+        var isNew = false
         for part in path.split(separator: "/") {
             current += "/" + part
-            if mkdir(current, 0o755) != 0, errno != EEXIST { throw SystemError(call: "mkdir \(current)") }
+            isNew = mkdir(current, 0o755) == 0
+            if !isNew, errno != EEXIST { throw SystemError(call: "mkdir \(current)") }
         }
-        guard chmod(path, mode) == 0 else { throw SystemError(call: "chmod \(path)") }
+        guard !isNew || chmod(path, mode) == 0 else { throw SystemError(call: "chmod \(path)") }
     }
 
     /// Names in a directory; none when it cannot be read.

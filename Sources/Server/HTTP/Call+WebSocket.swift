@@ -39,9 +39,9 @@ extension Call {
 }
 
 extension WebSocketSession {
-    /// Runs `produce`, which only sends, until it ends or the peer goes; pings in between. A message from the peer
-    /// is against the rules of such a route.
-    func sendOnly(_ produce: @escaping @Sendable () async throws -> Void) async {
+    /// Runs `produce`, which only sends, until it ends, the peer goes, or `call` would be refused by now; pings in
+    /// between. A message from the peer is against the rules of such a route.
+    func sendOnly(for call: Call, _ produce: @escaping @Sendable () async throws -> Void) async {
         await withTaskGroup(of: UInt16.self) { group in
             group.addTask {
                 do {
@@ -60,7 +60,7 @@ extension WebSocketSession {
             }
             group.addTask {
                 // Ends by cancellation, or closes the socket itself.
-                try? await self.keepAlive()
+                try? await self.keepAlive(while: { await call.isStillAllowed() })
                 return 1001
             }
             await close(code: await group.next() ?? 1011)

@@ -13,6 +13,8 @@ struct Call: Sendable {
     var query = Query("")
     /// Who asks.
     var identity = Identity.anonymous
+    /// Finds out again who asks: the key may have been revoked since.
+    var renewIdentity: @Sendable (Call) async throws -> Identity = { $0.identity }
 
     /// Who sent a request.
     enum Identity: Sendable {
@@ -48,6 +50,21 @@ struct Call: Sendable {
     func subject() throws(APIError) -> Subject {
         guard case .user(let subject) = identity else { throw APIError.signedOut("Not signed in.") }
         return subject
+    }
+
+    /// Whether who opened a long connection may still have it: the key is good, and `permission` throws no refusal.
+    /// Only a clear refusal counts: losing the database disconnects nobody.
+    func isStillAllowed(_ permission: @Sendable (Call) async throws -> Void = { _ in }) async -> Bool {
+        do {
+            var call = self
+            call.identity = try await renewIdentity(self)
+            try await permission(call)
+            return true
+        } catch let error as APIError {
+            return ![401, 403, 404].contains(error.status)
+        } catch {
+            return true
+        }
     }
 
     /// The agent that asks.

@@ -61,9 +61,20 @@ final class Certificates: Sendable {
     }
 
     private static func read(_ chain: String, _ key: String) throws -> NIOSSLContext {
+        let certificates: [NIOSSLCertificate]
+        do {
+            certificates = try NIOSSLCertificate.fromPEMFile(chain)
+        } catch {
+            throw PrivateCluster.StartError(description: "no certificates (PEM) can be read from \(chain)")
+        }
+        let privateKey: NIOSSLPrivateKey
+        do {
+            privateKey = try NIOSSLPrivateKey(file: key, format: .pem)
+        } catch {
+            throw PrivateCluster.StartError(description: "no private key (PEM) can be read from \(key)")
+        }
         var configuration = TLSConfiguration.makeServerConfiguration(
-            certificateChain: try NIOSSLCertificate.fromPEMFile(chain).map { .certificate($0) },
-            privateKey: .privateKey(try NIOSSLPrivateKey(file: key, format: .pem)))
+            certificateChain: certificates.map { .certificate($0) }, privateKey: .privateKey(privateKey))
         configuration.applicationProtocols = ["http/1.1"]
         configuration.minimumTLSVersion = .tlsv12
         return try NIOSSLContext(configuration: configuration)

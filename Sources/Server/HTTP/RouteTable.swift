@@ -63,6 +63,7 @@ struct RouteTable {
                 call.parameters[name] = context.parameters.get(name).map(PercentCoding.decode)
             }
             call.identity = try await authenticator.identify(call, for: access)
+            call.renewIdentity = { try await authenticator.renew($0, for: access) }
             context.answer.reply = try await handler(call)
             return Response(status: .ok)
         }

@@ -78,11 +78,15 @@ final class WebSocketSession: Sendable {
         stream.close()
     }
 
-    /// Sends a ping every 15 s until the connection ends; closes it when the answer takes longer than that.
-    /// Somebody must be reading, or the answers are not seen.
-    func keepAlive() async throws {
+    /// Sends a ping every 15 s until the connection ends; closes it when the answer takes longer than that, or when
+    /// `isAllowed`, asked as often, says no. Somebody must be reading, or the answers are not seen.
+    func keepAlive(while isAllowed: @Sendable () async -> Bool = { true }) async throws {
         try await Task.sleep(for: .seconds(15))
         while true {
+            guard await isAllowed() else {
+                await close(code: 1008, reason: "no longer allowed")
+                throw WebSocketError.disconnected
+            }
             let before = pongs.withLock { $0 }
             try await stream.write(WebSocketEncoder.ping([]))
             try await Task.sleep(for: .seconds(15))

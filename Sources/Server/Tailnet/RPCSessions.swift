@@ -84,7 +84,7 @@ final class RPCSessions: Sendable {
             return (1000, "")
         } catch {
             let isText = "\(error)".contains("notBinary")
-            return isText ? (1003, "unexpected text message") : (1011, "\(error)")
+            return isText ? (1003, "unexpected text message") : (1011, "session ended by an error")
         }
     }
 }

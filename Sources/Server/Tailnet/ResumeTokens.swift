@@ -8,6 +8,7 @@ struct ResumeTokens: Sendable {
         case unknownKey
         case badSignature
         case expired
+        case otherUser
     }
 
     /// 24 h. `rpc-transport.md` §7.
@@ -22,11 +23,13 @@ struct ResumeTokens: Sendable {
         self.current = current
     }
 
-    /// A token for a peer, and when it expires.
-    func issue(_ peer: Identifier, now: Timestamp) -> (token: String, expiresAt: Timestamp) {
+    /// A token by which `user` may be this peer again, and when it expires.
+    func issue(
+        _ peer: Identifier, to user: Identifier, now: Timestamp
+    ) -> (token: String, expiresAt: Timestamp) {
         let expiry = now.adding(seconds: Self.lifetimeSeconds)
         let header: JSON = ["alg": "HS512", "kid": JSON(current)]
-        let claims: JSON = ["sub": JSON(peer), "exp": JSON(expiry.unixSeconds)]
+        let claims: JSON = ["sub": JSON(peer), "usr": JSON(user), "exp": JSON(expiry.unixSeconds)]
         let signed = [header, claims].map { Base64.encode($0.encoded, .url, padded: false) }.joined(
             separator: ".")
         return (
@@ -34,8 +37,8 @@ struct ResumeTokens: Sendable {
         )
     }
 
-    /// The peer of a token. Nil for one without a key id, which counts as no token at all.
-    func verify(_ token: String, now: Timestamp) throws(Refused) -> Identifier? {
+    /// The peer of a token of `user`. Nil for one without a key id, which counts as no token at all.
+    func verify(_ token: String, of user: Identifier, now: Timestamp) throws(Refused) -> Identifier? {
         let parts = token.split(separator: ".", omittingEmptySubsequences: false)
         guard token.utf8.count <= 4096, parts.count == 3, let header = Self.json(parts[0]),
             let claims = Self.json(parts[1]), let given = Base64.decode(parts[2])
@@ -48,6 +51,7 @@ struct ResumeTokens: Sendable {
             let expiry = claims["exp"]?.integer
         else { throw .malformed }
         guard expiry > now.unixSeconds else { throw .expired }
+        guard claims["usr"]?.text == user.text else { throw .otherUser }
         return peer
     }
 

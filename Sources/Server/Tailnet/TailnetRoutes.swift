@@ -20,7 +20,9 @@ struct TailnetRoutes {
         routes.api(.get, "derp-map", .anonymous) { call in
             let maps = services.mesh.maps
             return try call.webSocket { socket in
-                await socket.sendOnly { try await maps.stream { try await socket.send($0.json.encoded) } }
+                await socket.sendOnly(for: call) {
+                    try await maps.stream { try await socket.send($0.json.encoded) }
+                }
             }
         }
     }
@@ -44,36 +46,49 @@ struct TailnetRoutes {
         let store = try services.store(for: call)
         _ = try await store.workspace(ofAgent: agent, action: .ssh)
         try Self.checkVersion(call.query["version"], standard: "1.0")
-        let peer = try resume(call)
+        let peer = try resume(call, store.subject)
         var handlers = RPCHandlers()
         TailnetService(
-            services: services, peer: peer, role: .clientOfAgent(agent.raw), name: store.subject.username
+            services: services, peer: peer, role: .clientOfAgent(agent.raw), name: store.subject.username,
+            user: store.subject.userID
         ).register(&handlers)
-        return try serve(call, handlers)
+        return try serve(call, handlers) {
+            _ = try await services.store(for: $0).workspace(ofAgent: agent, action: .ssh)
+        }
     }
 
     /// A client of everything that its user may reach.
     private func tailnet(_ call: Call) async throws -> Reply {
         let store = try services.store(for: call)
         try Self.checkVersion(call.query["version"], standard: "2.0")
-        let peer = try resume(call)
+        let peer = try resume(call, store.subject)
         var handlers = RPCHandlers()
         TailnetService(
             services: services, peer: peer, role: .clientOfUser, name: store.subject.username,
+            user: store.subject.userID,
             authorize: { target in
-                let row = try? await store.workspace(ofAgent: Identifier(target), action: .ssh)
-                return row == nil ? "workspace agent not found or you do not have permission" : nil
+                do {
+                    _ = try await store.workspace(ofAgent: Identifier(target), action: .ssh)
+                    return nil
+                } catch is APIError {
+                    return "workspace agent not found or you do not have permission"
+                } catch {
+                    return "database not reachable"
+                }
             }
         ).register(&handlers)
-        return try serve(call, handlers)
+        return try serve(call, handlers) { _ in }
     }
 
-    private func serve(_ call: Call, _ handlers: RPCHandlers) throws(APIError) -> Reply {
+    /// `permission` throws an `APIError` when the key, as it is now, no longer allows what the session was opened for.
+    private func serve(
+        _ call: Call, _ handlers: RPCHandlers, permission: @escaping @Sendable (Call) async throws -> Void
+    ) throws(APIError) -> Reply {
         let sessions = services.mesh.sessions
         return try call.webSocket { socket in
             await sessions.serve(socket, handlers: handlers) { _ in
-                // Ends when the peer no longer answers, or by cancellation.
-                try? await socket.keepAlive()
+                // Ends when the peer no longer answers or may no longer be here, or by cancellation.
+                try? await socket.keepAlive(while: { await call.isStillAllowed(permission) })
             }
         }
     }
@@ -87,10 +102,10 @@ struct TailnetRoutes {
     }
 
     /// The peer id of the client's token, or a new one.
-    private func resume(_ call: Call) throws(APIError) -> Identifier {
+    private func resume(_ call: Call, _ subject: Subject) throws(APIError) -> Identifier {
         guard let token = call.query["resume_token"], !token.isEmpty else { return .random() }
         do {
-            return try services.mesh.resumeTokens.verify(token, now: .now()) ?? .random()
+            return try services.mesh.resumeTokens.verify(token, of: subject.userID, now: .now()) ?? .random()
         } catch {
             throw APIError(
                 401, "Invalid resume token", detail: "\(error)",

@@ -13,6 +13,8 @@ struct TailnetService {
     let role: PeerRole
     /// For people, in debug output.
     let name: String
+    /// Who may take the peer's id up again with a token. Nil for agents: their id is their own anyway.
+    var user: Identifier?
     /// Decides about the tunnels of a `.clientOfUser`.
     var authorize: TunnelAuthorizer = { _ in nil }
 
@@ -21,6 +23,7 @@ struct TailnetService {
 
     func register(_ handlers: inout RPCHandlers) {
         let (mesh, peer, role, name, authorize) = (services.mesh, peer, role, name, authorize)
+        handlers.unary(TailnetMethods.postTelemetry) { _ in TailnetTelemetryResponse() }
         handlers.bidirectional(TailnetMethods.coordinate) { stream in
             try await mesh.coordinator.serve(
                 stream, id: peer.raw, role: role, name: name, authorize: authorize)
@@ -28,15 +31,15 @@ struct TailnetService {
         handlers.serverStream(TailnetMethods.streamDERPMaps) { _, stream in
             try await mesh.maps.stream { try await stream.send($0.message) }
         }
+        guard let user else { return }
         handlers.unary(TailnetMethods.refreshResumeToken) { _ in
-            let issued = mesh.resumeTokens.issue(peer, now: .now())
+            let issued = mesh.resumeTokens.issue(peer, to: user, now: .now())
             var response = TailnetRefreshResumeTokenResponse()
             response.token = issued.token
             response.refreshIn = Google_Protobuf_Duration(seconds: ResumeTokens.lifetimeSeconds / 2)
             response.expiresAt = Google_Protobuf_Timestamp(issued.expiresAt)
             return response
         }
-        handlers.unary(TailnetMethods.postTelemetry) { _ in TailnetTelemetryResponse() }
     }
 }
 

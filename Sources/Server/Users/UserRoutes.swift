@@ -94,7 +94,7 @@ struct UserRoutes {
         if try await services.store.hasUsers() {
             throw APIError(409, "The initial user has already been created.")
         }
-        let hash = await services.passwords.hash(password)
+        let hash = try await services.passwords.hash(password)
         let made = try await services.store.createFirstUser(
             email: email, username: username, name: Names.realName(body["name"]?.text ?? ""),
             passwordHash: hash,
@@ -111,7 +111,7 @@ struct UserRoutes {
         guard !password.isEmpty else { throw Names.refusal("password", tag: "required", value: "") }
         let user = try await services.store.user(email: email)
         let usable = user.flatMap { $0.loginType == "password" ? $0.hashedPassword : nil }
-        guard await services.passwords.verify(password, usable), let user else {
+        guard try await services.passwords.verify(password, usable), let user else {
             if let user, user.loginType != "password" {
                 throw APIError(
                     403,

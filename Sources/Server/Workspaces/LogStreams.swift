@@ -12,7 +12,7 @@ struct LogStreams {
         let lines = try await services.store.jobLogs(job, after: try after(call))
         guard call.query.has("follow") else { return .json(.array(lines)) }
         return try call.webSocket { socket in
-            await socket.sendOnly {
+            await socket.sendOnly(for: call) {
                 for line in lines { try await socket.send(text: line.encoded) }
                 await socket.close(code: 1000)
             }
@@ -27,7 +27,7 @@ struct LogStreams {
         }
         let (services, store) = (services, try services.store(for: call))
         return try call.webSocket { socket in
-            await socket.sendOnly {
+            await socket.sendOnly(for: call) {
                 var last = after
                 var isFirst = true
                 let changes = services.events.subscribe(.agentLogs(agent))

@@ -233,6 +233,7 @@ struct WorkspaceRoutes {
                     if let workspace {
                         try await writer.event("data", workspace)
                     } else {
+                        guard await call.isStillAllowed() else { throw APIError.forbidden }
                         try await writer.ping()
                     }
                 }
@@ -246,7 +247,7 @@ struct WorkspaceRoutes {
         _ = try await store.workspace(id)
         let services = services
         return try call.webSocket { socket in
-            await socket.sendOnly {
+            await socket.sendOnly(for: call) {
                 try await socket.send(text: (["type": "ping", "data": nil] as JSON).encoded)
                 try await services.watchWorkspace(id, store) { workspace in
                     guard let workspace else { return }

@@ -155,6 +155,21 @@ private final class Session {
         #expect(client.isReady)
     }
 
+    @Test(arguments: [(1, Int.max), (Int.max, Int.max), (Int.max, 0), (-1, -1), (0, Int.max)])
+    func noRateOfTheRelayEndsTheProgram(_ rate: (perSecond: Int, burst: Int)) throws {
+        let client = makeClient()
+        _ = try client.events(vectors.frame("ServerKey"))
+        let session = Session(serverKey: serverKey())
+        _ = try session.inputs(client.takeOutput())
+        var random = PathVectors.generator(9)
+        let info = DERPServerInfo(
+            tokenBucketBytesPerSecond: rate.perSecond, tokenBucketBytesBurst: rate.burst)
+        #expect(try client.events(session.serverInfoFrame(info, random: &random)).count == 1)
+        for later in [0, 1, 1_000_000_000, 1 << 61] {
+            #expect(client.send([1, 2, 3], now: start + Interval(nanoseconds: UInt64(later))))
+        }
+    }
+
     @Test func vectorsOfTheServerAreUnderstood() throws {
         let client = makeClient()
         _ = try client.events(vectors.frame("ServerKey with future bytes"))
