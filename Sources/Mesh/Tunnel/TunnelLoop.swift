@@ -74,6 +74,9 @@ package struct TunnelLoop: ~Copyable {
     /// What happened so far.
     package internal(set) var counters = Counters()
     var isRunning = true
+    private var turnPolicy = TurnPolicy()
+    /// Slice of the processor that is asked for (EEVDF).
+    private static let turnNanoseconds: UInt64 = 100_000
 
     init(name: String, options: WireGuardTunnel.Options, mailbox: TunnelMailbox) throws(SystemError) {
         let epoll = try Epoll()
@@ -124,7 +127,7 @@ package struct TunnelLoop: ~Copyable {
 
     /// Runs until told to stop or the device is gone.
     mutating func run() {
-        DedicatedThread.takeShortTurns(nanoseconds: 100_000, nice: -5)
+        DedicatedThread.takeShortTurns(nanoseconds: Self.turnNanoseconds, nice: TurnPolicy.standardNiceness)
         reportOffload()
         limitQueue()
         checkLink()
@@ -144,6 +147,7 @@ package struct TunnelLoop: ~Copyable {
             if now >= device.nextDeadline { device.handleTimeout(now: now) }
             if device.hasOutput { sendControl() }
             flush()
+            takeTurns()
         }
         mailbox.close()
     }
@@ -156,6 +160,14 @@ package struct TunnelLoop: ~Copyable {
         } catch {
             preconditionFailure("epoll of the tunnel: \(error)")  // only a closed descriptor can cause this
         }
+    }
+
+    private mutating func takeTurns() {
+        let niceness = turnPolicy.next(
+            packets: counters.devicePackets &+ counters.deviceWrittenPackets,
+            calls: counters.deviceReads &+ counters.deviceWrites)
+        guard let niceness else { return }
+        DedicatedThread.takeShortTurns(nanoseconds: Self.turnNanoseconds, nice: niceness)
     }
 
     private mutating func readMailbox() {
