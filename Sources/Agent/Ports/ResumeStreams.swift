@@ -116,14 +116,13 @@ final class ResumeStreams: Sendable {
 
     private func serve(_ carrier: IncomingStream) async {
         do {
-            let number = try carrier.descriptor().release()
-            guard let greeting = await Greeter.read(from: number, within: Self.greetingLimit) else {
-                return OwnedDescriptor(taking: number).close()
-            }
+            let descriptor = try carrier.descriptor()
+            guard let greeting = await Greeter.read(from: descriptor.number, within: Self.greetingLimit)
+            else { return }
             let keys = try await keys(of: carrier.remote.ip)
             switch greeting.kind {
-            case .new: await begin(greeting, OwnedDescriptor(taking: number), keys, carrier.remote)
-            default: resume(greeting, OwnedDescriptor(taking: number), keys)
+            case .new: await begin(greeting, descriptor, keys, carrier.remote)
+            default: resume(greeting, descriptor, keys)
             }
         } catch {
             log("resume: carrier lost: \(error)")
@@ -154,9 +153,8 @@ final class ResumeStreams: Sendable {
         var random = SystemRandomNumberGenerator()
         let id = ResumeID.random(using: &random)
         let token = StreamToken(secret: secret, id: id, clientKey: keys.client, agentKey: keys.agent)
-        let number = carrier.release()
         guard let local = await connect(greeting.port, remote) else {
-            return refuse(OwnedDescriptor(taking: number), .connectFailed)
+            return refuse(carrier, .connectFailed)
         }
         do {
             let loop = try ResumeLoop(.agent(id: id, token: token), patience: patience) { [self] event in
@@ -166,7 +164,7 @@ final class ResumeStreams: Sendable {
             state.withLock {
                 $0.streams[id] = Entry(loop: loop, client: keys.client, isSession: isSession)
             }
-            loop.give(OwnedDescriptor(taking: number), greeting: greeting)
+            loop.give(carrier, greeting: greeting)
             do {
                 try loop.start(reading: consume local)
             } catch {

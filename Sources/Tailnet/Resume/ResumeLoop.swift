@@ -112,6 +112,7 @@ public final class ResumeLoop: Sendable {
         } catch {
             OwnedDescriptor(taking: read).close()
             if write >= 0 { OwnedDescriptor(taking: write).close() }
+            close([])
             throw error
         }
     }
