@@ -82,7 +82,8 @@ import Testing
 
     /// The end counts as one byte, which nobody can have before the bytes in front of it: `sent` of `written` bytes
     /// went out before the local side ended.
-    @Test(arguments: [(0, 5), (10, 11), (10, 4_000)]) func anEndBeforeItsBytes(sent: Int, written: Int) throws {
+    @Test(arguments: [(0, 5), (10, 11), (10, 4_000)]) func anEndBeforeItsBytes(sent: Int, written: Int) throws
+    {
         let holder = Link2()
         try holder.link.connect()
         var bytes = randomBytes(sent, 1)
