@@ -29,22 +29,6 @@ package struct AgentHTTP: Sendable {
         var ports: [Port]
     }
 
-    private struct Netcheck: Encodable {
-        struct Report: Encodable {
-            var PreferredDERP: Int
-            var RegionLatency: [String: Double]
-            var endpoints: [String]
-        }
-        var severity: String
-        var netcheck: Report
-        var interfaces: [Interface]
-    }
-
-    private struct Interface: Encodable {
-        var name: String
-        var address: String
-    }
-
     private struct Recordings: Encodable {
         struct Entry: Encodable {
             var recording: PathRecording
@@ -86,7 +70,7 @@ package struct AgentHTTP: Sendable {
             }
             answer(number, "200 OK", Ports(ports: ports))
         case "/api/v0/path-recordings": answer(number, "200 OK", recorded())
-        case "/api/v0/netcheck": answer(number, "200 OK", netcheck())
+        case "/api/v0/netcheck": answer(number, "200 OK", AgentNetcheck(own()))
         default: answer(number, "404 Not Found", Message(message: "Route not found."))
         }
     }
@@ -109,24 +93,6 @@ package struct AgentHTTP: Sendable {
         }
         return Recordings(
             recordings: found.recordings.withLock { $0 }.map { Recordings.Entry(recording: $0.recording) })
-    }
-
-    private func netcheck() -> Netcheck {
-        let node = own()
-        let interfaces = (try? InterfaceAddress.all()) ?? []
-        return Netcheck(
-            severity: node.map { $0.homeRegion != 0 ? "ok" : "error" } ?? "error",
-            netcheck: .init(
-                PreferredDERP: node?.homeRegion ?? 0, RegionLatency: node?.latencies ?? [:],
-                endpoints: node?.endpoints.map(\.description) ?? []),
-            interfaces: interfaces.filter(\.isUp).map { entry in
-                let address = entry.address
-                let ip =
-                    address.isV4
-                    ? IPAddress(v4: UInt32(truncatingIfNeeded: address.low))
-                    : IPAddress(high: address.high, low: address.low)
-                return Interface(name: entry.interface, address: ip.description)
-            })
     }
 
     private func readHead(_ number: Int32) -> [UInt8]? {
