@@ -22,6 +22,7 @@ actor AgentRuntime {
     nonisolated let lifecycle = LifecycleReports()
     nonisolated let connections = ConnectionReports()
     nonisolated let logs = LogSender()
+    nonisolated let statsBaseline = StatsBaseline()
     nonisolated let scripts: ScriptRunner
     /// Jobs for the agent's task group, in the order of their start.
     nonisolated let jobs: AsyncStream<Job>
@@ -38,15 +39,17 @@ actor AgentRuntime {
         self.client = client
         self.logger = logger
         (jobs, newJobs) = AsyncStream.makeStream(of: Job.self, bufferingPolicy: .bufferingOldest(64))
+        let dataDirectory = ScriptRunner.makeDataDirectory(in: options.scriptDataDirectory)
+        if dataDirectory == nil { logger.warning("there is no place for scripts' data") }
         scripts = ScriptRunner(
             logs: logs, timings: Outbox(limit: 1_024), logger: logger, logDirectory: options.logDirectory,
-            dataDirectory: options.scriptDataDirectory)
+            dataDirectory: dataDirectory ?? options.scriptDataDirectory)
         let process = Dictionary(options.environment.map { ($0.name, $0.value) }) { first, _ in first }
         var environment = SSHEnvironment(account: UserAccount.current(environment: process))
         environment.agentBinary = options.binaryPath
         environment.agentToken = options.token
         environment.processVariables = Self.withBinaryDirectory(options)
-        environment.scriptBinDirectory = ScriptRunner.binDirectory(in: options.scriptDataDirectory)
+        environment.scriptBinDirectory = dataDirectory.map(ScriptRunner.binDirectory) ?? ""
         environment.blocksFileTransfer = options.blocksFileTransfer
         self.environment = Mutex(environment)
     }
@@ -173,7 +176,6 @@ actor AgentRuntime {
     func start() {
         guard let manifest, !hasStarted else { return }
         hasStarted = true
-        scripts.prepare()
         lifecycle.set(.starting)
         let set = manifest.scripts.filter(\.runOnStart)
         newJobs.yield { [self] in

@@ -47,7 +47,8 @@ struct AgentSession: Sendable {
         _ = try await connection.unary(AgentMethods.updateStartup, request)
         await runtime.start()
         onWork()
-        let stats = StatsReporter(node: tailnet.node, reports: runtime.connections)
+        let stats = StatsReporter(
+            node: tailnet.node, reports: runtime.connections, baseline: runtime.statsBaseline)
         try await withThrowingTaskGroup(of: Void.self) { group in
             group.addTask {
                 try await tailnet.coordinate(on: connection)

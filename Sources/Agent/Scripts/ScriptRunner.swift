@@ -24,17 +24,16 @@ struct ScriptRunner: Sendable {
     let logDirectory: String
     let dataDirectory: String
 
-    /// `…/coder-script-data/bin`: first in every PATH, so that scripts can offer programs to sessions.
-    static func binDirectory(in dataDirectory: String) -> String { "\(dataDirectory)/coder-script-data/bin" }
-
-    /// Makes the directory in which scripts offer programs.
-    func prepare() {
-        for path in [
-            dataDirectory, "\(dataDirectory)/coder-script-data", Self.binDirectory(in: dataDirectory),
-        ] {
-            mkdir(path, 0o700)
-        }
+    /// `coder-script-data` in the directory that the agent was given, which only its user can write to.
+    static func makeDataDirectory(in parent: String) -> String? {
+        mkdir(parent, 0o700)
+        guard let directory = PrivateFiles.directory("\(parent)/coder-script-data") else { return nil }
+        mkdir(binDirectory(in: directory), 0o700)
+        return directory
     }
+
+    /// `…/coder-script-data/bin`: first in every PATH, so that scripts can offer programs to sessions.
+    static func binDirectory(in dataDirectory: String) -> String { "\(dataDirectory)/bin" }
 
     /// Runs all of them to their end; cancelling hangs them up.
     func run(
@@ -101,7 +100,7 @@ struct ScriptRunner: Sendable {
     private func plan(
         _ script: AgentWorkspaceAgentScript, _ source: RawUUID, _ environment: SSHEnvironment
     ) -> ScriptPlan {
-        let data = "\(dataDirectory)/coder-script-data/\(source)"
+        let data = "\(dataDirectory)/\(source)"
         mkdir(data, 0o700)
         let variables = environment.variables(extra: [
             ("CODER_SCRIPT_DATA_DIR", ByteString(data)),
@@ -117,6 +116,9 @@ struct ScriptRunner: Sendable {
         }
         let timeout = script.timeout.seconds
         var logPath = script.logPath.isEmpty ? "coder-script-\(source).log" : script.logPath
+        let process = Dictionary(environment.processVariables.map { ($0.name, $0.value) }) { first, _ in first
+        }
+        logPath = SSHEnvironment.expand(logPath) { process[$0] ?? "" }
         if logPath.hasPrefix("~/") { logPath = environment.account.home + logPath.dropFirst() }
         if !logPath.hasPrefix("/") { logPath = "\(logDirectory)/\(logPath)" }
         return ScriptPlan(
