@@ -65,6 +65,11 @@ enum AgentCommand {
 
     @Sendable static func run(_ invocation: Invocation) async throws -> Int32 {
         let values = invocation.values
+        if InitProcess.isSelf, !values.bool("no-reap") {
+            return await InitProcess.run(
+                path: ProgramFile.path, arguments: CommandLine.arguments + ["--no-reap"],
+                environment: invocation.environment)
+        }
         guard values.string("auth") == "token" else {
             throw CommandError("--auth=\(values.string("auth")) is not supported yet, only token")
         }
@@ -81,6 +86,7 @@ enum AgentCommand {
         options.logDirectory = values.string("log-dir")
         options.scriptDataDirectory = values.string("script-data-dir")
         options.headers = fields(values.list("agent-header"), invocation)
+        options.ignored = ignored(values)
         if let timeout = values.duration("ssh-max-timeout") { options.sshMaxTimeout = timeout }
         guard let port = UInt16(exactly: values.int("tailnet-listen-port") ?? 0) else {
             throw CommandError("--tailnet-listen-port is not a port")
@@ -94,6 +100,12 @@ enum AgentCommand {
         options.isVerbose = values.bool("verbose")
         await AgentProgram.run(options, proxies: ProxySettings(environment: invocation.environment))
         return 0
+    }
+
+    /// Options that were set, and do nothing here.
+    private static func ignored(_ values: OptionValues) -> [String] {
+        let names = accepted.map(\.flag) + ["log-human"]
+        return names.filter { values.source($0) > .default }.map { "--\($0)" }
     }
 
     private static func fields(_ texts: [String], _ invocation: Invocation) -> HeaderFields {
