@@ -134,7 +134,7 @@ if !pureOnly {
             ],
             swiftSettings: base),
         .testTarget(
-            name: "AgentTests", dependencies: ["Agent", "RPC", "Resume", "SSH", "LinuxIO"],
+            name: "AgentTests", dependencies: ["Agent", "RPC", "Resume", "SSH", "LinuxIO", protobuf],
             swiftSettings: base),
         .testTarget(
             name: "ServerTests",

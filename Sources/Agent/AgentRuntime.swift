@@ -132,7 +132,7 @@ actor AgentRuntime {
         let terminals = TerminalService(terminalConfiguration())
         self.terminals = terminals
         let http = AgentHTTP(
-            own: { [self] in ownNode.withLock { $0 } },
+            home: currentEnvironment.account.home, own: { [self] in ownNode.withLock { $0 } },
             recordings: { (try? await tailnet.node.recordings()) ?? [] })
         let listeners = MeshListeners(
             node: tailnet.node, departures: tailnet.departures, ssh: ssh, terminals: terminals, http: http,
@@ -177,7 +177,16 @@ actor AgentRuntime {
         guard let manifest, !hasStarted else { return }
         hasStarted = true
         lifecycle.set(.starting)
+        if manifest.gitAuthConfigs > 0 {
+            let environment = currentEnvironment
+            EditorSettings.preferAskpass(
+                home: environment.account.home,
+                dataHome: environment.processVariables.first { $0.name == "XDG_DATA_HOME" }?.value)
+        }
         let set = manifest.scripts.filter(\.runOnStart)
+        let cron = CronRunner(manifest.scripts) { [logger] script in
+            logger.warning("schedule cannot be read", metadata: ["cron": "\(script.cron)"])
+        }
         newJobs.yield { [self] in
             let outcome = await scripts.run(set, .start, currentEnvironment)
             switch outcome {
@@ -185,6 +194,7 @@ actor AgentRuntime {
             case .timedOut: lifecycle.set(.startTimeout)
             case .failed: lifecycle.set(.startError)
             }
+            await cron.run { [self] script in _ = await scripts.run([script], .cron, currentEnvironment) }
         }
     }
 

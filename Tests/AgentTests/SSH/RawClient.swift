@@ -12,6 +12,9 @@ final class RawClient {
     private var socket: OwnedDescriptor?
     /// What came on all channels.
     var received = 0
+    /// The same, kept when `keepsBytes` is set.
+    var bytes: [UInt8] = []
+    var keepsBytes = false
     private(set) var events: [SSHEvent] = []
 
     init(
@@ -36,6 +39,7 @@ final class RawClient {
                 events.append(event)
                 if case .data(let channel, _, let count) = event {
                     received += count
+                    if keepsBytes { ssh.withData { bytes += $0 } }
                     ssh.consumed(channel, count)
                 }
                 if isWanted(event) { return event }
