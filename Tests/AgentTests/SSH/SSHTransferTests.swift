@@ -81,15 +81,14 @@ struct SSHTransferTests {
             put -f \(harness.path("large")) synced
             chmod 640 synced
             cp synced copied
-            -cp synced synced
+            cp synced itself
+            -cp itself itself
             -cp synced missing/copied
             ln -s missing dangling
             -get dangling nowhere
             ln copied linked
             -rename copied linked
             rename copied renamed
-            get ~/mine \(harness.path("from-home"))
-            -get ~nobody-of-that-name/x nowhere
             df synced
             -chmod -h 600 dangling
             ls -l synced
@@ -99,8 +98,16 @@ struct SSHTransferTests {
             input: Array(batch.utf8))
         #expect(outcome.status == 0, "\(outcome.text)\n\(outcome.errorText)")
         #expect(outcome.text.contains("-rw-r-----"))
+        #expect(outcome.errorText.contains("Couldn't copy file \"\(harness.path("itself"))\""))
         let large = try harness.read("large")
         for name in ["synced", "renamed", "linked"] { #expect(try harness.read(name) == large) }
+        // scp has names of homes expanded.
+        for (path, isThere) in [("~/mine", true), ("~nobody-of-that-name/mine", false)] {
+            let copy = try Program.run(
+                ["/usr/bin/scp"] + harness.options
+                    + ["-P", "\(harness.port)", "u@127.0.0.1:\(path)", harness.path("from-home")])
+            #expect((copy.status == 0) == isThere, "\(copy.errorText)")
+        }
         #expect(try harness.read("from-home") == Array("of the home\n".utf8))
         #expect(access(harness.path("nowhere"), F_OK) != 0)
     }
