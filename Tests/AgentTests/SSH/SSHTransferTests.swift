@@ -101,8 +101,9 @@ struct SSHTransferTests {
         #expect(outcome.errorText.contains("Couldn't copy file \"\(harness.path("itself"))\""))
         let large = try harness.read("large")
         for name in ["synced", "renamed", "linked"] { #expect(try harness.read(name) == large) }
-        // scp has names of homes expanded.
-        for (path, isThere) in [("~/mine", true), ("~nobody-of-that-name/mine", false)] {
+        // scp has homes of other users expanded; this one's is /usr/sbin.
+        let mine = "~daemon/../..\(harness.path("home/mine"))"
+        for (path, isThere) in [(mine, true), ("~nobody-of-that-name/mine", false)] {
             let copy = try Program.run(
                 ["/usr/bin/scp"] + harness.options
                     + ["-P", "\(harness.port)", "u@127.0.0.1:\(path)", harness.path("from-home")])
