@@ -7,7 +7,13 @@ actor ConnectionPool: Database {
     private let limit: Int
     private var idle: [PostgresConnection] = []
     private var count = 0
-    private var waiting: [CheckedContinuation<PostgresConnection, Never>] = []
+    private var waiting:
+        [(number: UInt64, continuation: CheckedContinuation<PostgresConnection, any Error>)] = []
+    private var lastNumber: UInt64 = 0
+
+    /// Longer lines and longer waits help nobody: what asks has given up by then.
+    private static let maximumWaiting = 1024
+    private static let patience: Duration = .seconds(10)
 
     init(conninfo: String, limit: Int = 10) {
         self.conninfo = conninfo
@@ -15,7 +21,7 @@ actor ConnectionPool: Database {
     }
 
     func query(_ sql: String, _ parameters: [SQLValue]) async throws -> [Row] {
-        let connection = await take()
+        let connection = try await take()
         defer { giveBack(connection) }
         return try await connection.query(sql, parameters)
     }
@@ -23,7 +29,7 @@ actor ConnectionPool: Database {
     func transaction<Result: Sendable>(
         _ body: @Sendable (any SQLRunner) async throws -> Result
     ) async throws -> Result {
-        let connection = await take()
+        let connection = try await take()
         defer { giveBack(connection) }
         try await connection.command("BEGIN")
         do {
@@ -42,7 +48,7 @@ actor ConnectionPool: Database {
 
     /// Runs statements as they are, for migrations.
     func script(_ sql: String) async throws {
-        let connection = await take()
+        let connection = try await take()
         defer { giveBack(connection) }
         try await connection.command(sql)
     }
@@ -53,20 +59,36 @@ actor ConnectionPool: Database {
         for connection in all { await connection.close() }
     }
 
-    private func take() async -> PostgresConnection {
+    private func take() async throws -> PostgresConnection {
         if let connection = idle.popLast() { return connection }
         if count < limit {
             count += 1
             return PostgresConnection(conninfo: conninfo)
         }
-        return await withCheckedContinuation { waiting.append($0) }
+        guard waiting.count < Self.maximumWaiting else { throw Self.busy }
+        lastNumber += 1
+        let number = lastNumber
+        let timer = Task {
+            try await Task.sleep(for: Self.patience)
+            self.giveUp(number)
+        }
+        defer { timer.cancel() }
+        return try await withCheckedThrowingContinuation { waiting.append((number, $0)) }
+    }
+
+    private func giveUp(_ number: UInt64) {
+        guard let index = waiting.firstIndex(where: { $0.number == number }) else { return }
+        waiting.remove(at: index).continuation.resume(throwing: Self.busy)
     }
 
     private func giveBack(_ connection: PostgresConnection) {
         if waiting.isEmpty {
             idle.append(connection)
         } else {
-            waiting.removeFirst().resume(returning: connection)
+            waiting.removeFirst().continuation.resume(returning: connection)
         }
     }
+
+    private static let busy = DatabaseError(
+        sqlState: "", message: "all connections are taken", constraint: "", isDisconnected: true)
 }

@@ -18,13 +18,21 @@ enum SQLValue: Sendable {
     init(_ value: JSON) { self = .text(String(decoding: value.encoded, as: UTF8.self)) }
     init(_ values: [Identifier]) { self = .text("{" + values.map(\.text).joined(separator: ",") + "}") }
 
-    /// An array of texts.
+    /// An array of texts. Byte by byte, as PostgreSQL reads it: a quote and the accent on it are one `Character`.
     init(_ values: [String]) {
-        let quoted = values.map { value in
-            let escaped = value.map { $0 == "\"" || $0 == "\\" ? "\\\($0)" : String($0) }.joined()
-            return "\"\(escaped)\""
+        var bytes: [UInt8] = []
+        for value in values {
+            bytes += bytes.isEmpty ? [] : [UInt8(ascii: ",")]
+            bytes.append(UInt8(ascii: "\""))
+            for byte in value.utf8 {
+                if byte == UInt8(ascii: "\"") || byte == UInt8(ascii: "\\") {
+                    bytes.append(UInt8(ascii: "\\"))
+                }
+                bytes.append(byte)
+            }
+            bytes.append(UInt8(ascii: "\""))
         }
-        self = .text("{" + quoted.joined(separator: ",") + "}")
+        self = .text("{" + String(decoding: bytes, as: UTF8.self) + "}")
     }
 }
 
@@ -43,7 +51,9 @@ struct DatabaseError: Error, Sendable, CustomStringConvertible {
     /// A CHECK constraint refused the row.
     var isCheckViolation: Bool { sqlState == "23514" }
 
-    var description: String { "PostgreSQL \(sqlState): \(message)" }
+    var description: String {
+        (sqlState.isEmpty ? "PostgreSQL: " : "PostgreSQL \(sqlState): ") + message.trimmingLine()
+    }
 }
 
 /// Something that takes statements: a pool, or one connection inside a transaction.
@@ -123,28 +133,28 @@ struct Row: Sendable {
     /// An array of texts or UUIDs; empty for NULL.
     func list(_ name: String) -> [String] {
         var items: [String] = []
-        var current = ""
+        var current: [UInt8] = []
         var isQuoted = false
         var isEscaped = false
         var hasItem = false
-        for character in text(name).dropFirst().dropLast() {
+        for byte in text(name).utf8.dropFirst().dropLast() {
             if isEscaped {
-                current.append(character)
+                current.append(byte)
                 isEscaped = false
-            } else if character == "\\" {
+            } else if byte == UInt8(ascii: "\\") {
                 isEscaped = true
-            } else if character == "\"" {
+            } else if byte == UInt8(ascii: "\"") {
                 isQuoted.toggle()
                 hasItem = true
-            } else if character == ",", !isQuoted {
-                items.append(current)
-                current = ""
+            } else if byte == UInt8(ascii: ","), !isQuoted {
+                items.append(String(decoding: current, as: UTF8.self))
+                current = []
                 hasItem = true
             } else {
-                current.append(character)
+                current.append(byte)
                 hasItem = true
             }
         }
-        return hasItem ? items + [current] : []
+        return hasItem ? items + [String(decoding: current, as: UTF8.self)] : []
     }
 }
