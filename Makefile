@@ -14,7 +14,8 @@ help: ## list the targets
 run: toolchain packages ## install what is needed, build, start the server and print its URL
 	$(SWIFT_BUILD) --product coder
 	ln -sf coder $(BIN)/coder-wireguard
-	@if [ -x $(BIN)/coder-slim ]; then :; else $(SWIFT_BUILD) --product coder-slim; fi
+	$(SWIFT_BUILD) --product coder-slim
+	strip -o $(BIN)/coder-slim.stripped $(BIN)/coder-slim
 	$(BIN)/coder server $(ARGS)
 
 test: toolchain packages test-packages lint build unit ## install what is needed, then lint, build and run every test
@@ -22,6 +23,7 @@ test: toolchain packages test-packages lint build unit ## install what is needed
 build: toolchain ## build everything, tests included
 	$(SWIFT_BUILD) --build-tests
 	ln -sf coder $(BIN)/coder-wireguard
+	strip -o $(BIN)/coder-slim.stripped $(BIN)/coder-slim
 
 unit: ## run the tests that are built already
 	scripts/run-tests
