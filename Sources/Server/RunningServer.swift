@@ -129,9 +129,14 @@ extension RunningServer {
             let server = RunningServer(
                 cluster: cluster, pool: pool, group: group, logger: logger, services: services,
                 servers: servers,
-                responder: makeResponder(services))
+                responder: try makeResponder(services))
             await services.proxies.start()
             server.lock.withLock { $0 = lock }
+            if accessURL.isLoopback, !servesThisMachineOnly(options) {
+                logger.warning(
+                    "users and agents on other machines cannot reach the access URL: give --access-url",
+                    metadata: ["url": "\(accessURL.text)"])
+            }
             return server
         } catch {
             if let cluster { await cluster.stop() }
@@ -157,12 +162,14 @@ extension RunningServer {
             store: Store(database: pool), mesh: mesh, logger: logger)
     }
 
-    private static func makeResponder(_ services: Services) -> any Connection.Responder {
+    private static func makeResponder(_ services: Services) throws -> any Connection.Responder {
         let options = services.options
         let authenticator = Authenticator(
             store: services.store, apiLimitPerMinute: options.disableRateLimits ? 0 : options.apiRateLimit,
             refreshesSessions: !options.disableSessionExpiryRefresh)
-        let table = RouteTable(authenticator: authenticator, logger: services.logger)
+        let proxies = try TrustedProxies(
+            origins: options.trustedProxyOrigins, headers: options.trustedProxyHeaders)
+        let table = RouteTable(authenticator: authenticator, proxies: proxies, logger: services.logger)
         DeploymentRoutes(services: services).register(table)
         DownloadRoutes(services: services).register(table)
         UserRoutes(services: services).register(table)
@@ -177,17 +184,20 @@ extension RunningServer {
         RelayRoutes(services: services).register(table)
         WorkspaceProxyRoutes(services: services).register(table)
         ProxySideRoutes(services: services).register(table)
+        LoginPage.register(table)
         return table.makeResponder { call in
-            let path = call.head.target.prefix { $0 != "?" }
-            let isProgrammatic = ["/api", "/derp", "/bin", "/scim", "/swagger", "/oauth2"].contains {
-                path.hasPrefix($0)
-            }
-            guard call.head.method == "GET" || call.head.method == "HEAD", !isProgrammatic else {
+            guard call.head.method == "GET" || call.head.method == "HEAD" else {
                 throw APIError.routeNotFound
             }
-            return .text(
-                LandingPage.html(url: services.accessURL.text, version: options.version),
-                type: "text/html; charset=utf-8")
+            let path = call.head.target.prefix { $0 != "?" }
+            if path.allSatisfy({ $0 == "/" }) {
+                return LandingPage.page(url: services.publicURL(for: call), version: options.version).reply
+            }
+            // Programs look here for what a server may have, and take any success for a yes.
+            guard call.head.first("accept")?.contains("text/html") == true, !path.hasPrefix("/api") else {
+                throw APIError.routeNotFound
+            }
+            return LandingPage.nowhere.reply
         }
     }
 
@@ -212,6 +222,14 @@ extension RunningServer {
                 description: "neither --http-address nor --tls-enable: nothing to listen on")
         }
         return servers
+    }
+
+    private static func servesThisMachineOnly(_ options: ServerOptions) -> Bool {
+        let addresses = [options.httpAddress, options.tlsEnable ? options.tlsAddress : ""]
+        return addresses.allSatisfy { text in
+            guard !text.isEmpty, let (host, _) = try? address(text, standard: 0) else { return true }
+            return AccessURL(isSecure: false, host: host, port: nil).isLoopback
+        }
     }
 
     private static func address(_ text: String, standard: Int) throws -> (String, Int) {

@@ -22,6 +22,12 @@ enum ServerCommand {
         CommandOption(
             "secure-auth-cookie", env: "CODER_SECURE_AUTH_COOKIE", .bool, group: networking,
             help: "Set the Secure attribute on cookies."),
+        CommandOption(
+            "proxy-trusted-headers", env: "CODER_PROXY_TRUSTED_HEADERS", .stringArray, group: networking,
+            help: "Fields in which reverse proxies name their client, such as X-Forwarded-For."),
+        CommandOption(
+            "proxy-trusted-origins", env: "CODER_PROXY_TRUSTED_ORIGINS", .stringArray, group: networking,
+            help: "Ranges of the addresses of those proxies, such as 10.0.0.0/8."),
         CommandOption("tls-enable", env: "CODER_TLS_ENABLE", .bool, group: tls, help: "Serve HTTPS too."),
         CommandOption(
             "tls-address", env: "CODER_TLS_ADDRESS", default: "127.0.0.1:3443", group: tls,
@@ -144,6 +150,8 @@ enum ServerCommand {
         options.maximumAdminTokenSeconds = seconds(
             "max-admin-token-lifetime", options.maximumAdminTokenSeconds)
         options.disableSessionExpiryRefresh = values.bool("disable-session-expiry-refresh")
+        options.trustedProxyHeaders = values.list("proxy-trusted-headers")
+        options.trustedProxyOrigins = values.list("proxy-trusted-origins")
         options.secureAuthCookie = values.bool("secure-auth-cookie")
         options.apiRateLimit = values.int("api-rate-limit") ?? options.apiRateLimit
         options.disableRateLimits = values.bool("dangerous-disable-rate-limits")

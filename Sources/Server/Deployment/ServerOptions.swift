@@ -31,6 +31,10 @@ public struct ServerOptions: Sendable {
     public var maximumAdminTokenSeconds: Int64 = 604_800
     /// `--disable-session-expiry-refresh`
     public var disableSessionExpiryRefresh = false
+    /// `--proxy-trusted-headers`: fields in which reverse proxies name their client.
+    public var trustedProxyHeaders: [String] = []
+    /// `--proxy-trusted-origins`: ranges of the addresses of those proxies.
+    public var trustedProxyOrigins: [String] = []
     /// `--secure-auth-cookie`
     public var secureAuthCookie = false
     /// `--api-rate-limit`: requests per minute, address and path; negative: no limit.

@@ -9,6 +9,8 @@ final class Services: Sendable {
     let deploymentID: String
     let store: Store
     let passwords = Passwords()
+    /// Logins whose password is being checked, or waits for it: more of them would wait for many seconds.
+    let checking = ConnectionCount(limit: 32)
     let events = Events()
     let loginLimiter: RateLimiter
     let mesh: MeshServices
@@ -34,6 +36,16 @@ final class Services: Sendable {
     /// The store as the caller may see it.
     func store(for call: Call) throws(APIError) -> GuardedStore {
         GuardedStore(store: store, subject: try call.subject())
+    }
+
+    /// Where the client of this call, and others near it, reach the server: the access URL, or, when that is good for
+    /// this machine only, what the client used itself.
+    func publicURL(for call: Call) -> String {
+        guard accessURL.isLoopback, let host = call.head.first("host"),
+            host.utf8.allSatisfy({ Names.isLetterOrDigit($0) || "-.:[]".utf8.contains($0) }),
+            let used = AccessURL((call.isEncrypted ? "https://" : "http://") + host), !used.isLoopback
+        else { return accessURL.text }
+        return used.text
     }
 
     /// Seconds; owners' tokens live shorter.

@@ -61,12 +61,23 @@ final class Certificates: Sendable {
     }
 
     private static func read(_ chain: String, _ key: String) throws -> NIOSSLContext {
+        let certificates = try naming("certificate", chain) { try NIOSSLCertificate.fromPEMFile(chain) }
+        let secret = try naming("key", key) { try NIOSSLPrivateKey(file: key, format: .pem) }
         var configuration = TLSConfiguration.makeServerConfiguration(
-            certificateChain: try NIOSSLCertificate.fromPEMFile(chain).map { .certificate($0) },
-            privateKey: .privateKey(try NIOSSLPrivateKey(file: key, format: .pem)))
+            certificateChain: certificates.map { .certificate($0) }, privateKey: .privateKey(secret))
         configuration.applicationProtocols = ["http/1.1"]
         configuration.minimumTLSVersion = .tlsv12
         return try NIOSSLContext(configuration: configuration)
+    }
+
+    /// Says which file it was.
+    private static func naming<R>(_ what: String, _ path: String, _ read: () throws -> R) throws -> R {
+        do {
+            return try read()
+        } catch {
+            let reason = access(path, R_OK) == 0 ? "no \(what) in PEM form" : String(cString: strerror(errno))
+            throw PrivateCluster.StartError(description: "the \(what) file \(path) cannot be used: \(reason)")
+        }
     }
 
     /// Changes when the file does: identity, size and time of change.
