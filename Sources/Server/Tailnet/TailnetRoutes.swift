@@ -47,7 +47,8 @@ struct TailnetRoutes {
         let peer = try resume(call)
         var handlers = RPCHandlers()
         TailnetService(
-            services: services, peer: peer, role: .clientOfAgent(agent.raw), name: store.subject.username
+            services: services, peer: peer, role: .clientOfAgent(agent.raw), name: store.subject.username,
+            resumingUser: store.subject.userID
         ).register(&handlers)
         return try serve(call, handlers)
     }
@@ -60,20 +61,49 @@ struct TailnetRoutes {
         var handlers = RPCHandlers()
         TailnetService(
             services: services, peer: peer, role: .clientOfUser, name: store.subject.username,
-            authorize: { target in
-                let row = try? await store.workspace(ofAgent: Identifier(target), action: .ssh)
-                return row == nil ? "workspace agent not found or you do not have permission" : nil
-            }
+            resumingUser: store.subject.userID,
+            authorize: { await Self.refusal(of: $0, store) }
         ).register(&handlers)
+        let services = services
+        handlers.serverStream(TailnetMethods.workspaceUpdates) { request, stream in
+            guard let owner = RawUUID(request.workspaceOwnerID) else {
+                let count = request.workspaceOwnerID.count
+                throw RPCError.failed(
+                    code: 0, message: "parse workspace owner ID: invalid UUID (got \(count) bytes)")
+            }
+            try await WorkspaceUpdates(services: services, store: store, owner: Identifier(owner)).run {
+                try await stream.send($0)
+            }
+        }
         return try serve(call, handlers)
     }
 
+    /// Why a user may not have a tunnel; nil when they may. A database that is away for a moment refuses nobody.
+    private static func refusal(of target: RawUUID, _ store: GuardedStore) async -> String? {
+        for _ in 0..<10 {
+            do {
+                _ = try await store.workspace(ofAgent: Identifier(target), action: .ssh)
+                return nil
+            } catch let error as DatabaseError where error.isDisconnected {
+                do { try await Task.sleep(for: .seconds(1)) } catch { break }
+            } catch {
+                break
+            }
+        }
+        return "workspace agent not found or you do not have permission"
+    }
+
     private func serve(_ call: Call, _ handlers: RPCHandlers) throws(APIError) -> Reply {
-        let sessions = services.mesh.sessions
+        let (services, subject) = (services, try call.subject())
         return try call.webSocket { socket in
-            await sessions.serve(socket, handlers: handlers) { _ in
-                // Ends when the peer no longer answers, or by cancellation.
-                try? await socket.keepAlive()
+            await services.mesh.sessions.serve(socket, handlers: handlers) { _ in
+                // Whichever is first: the peer no longer answers, its user may no longer be here, or cancellation.
+                await withTaskGroup(of: Void.self) { group in
+                    group.addTask { try? await socket.keepAlive() }
+                    group.addTask { await services.store.waitUntilInvalid(subject) }
+                    await group.next()
+                    group.cancelAll()
+                }
             }
         }
     }
@@ -89,8 +119,10 @@ struct TailnetRoutes {
     /// The peer id of the client's token, or a new one.
     private func resume(_ call: Call) throws(APIError) -> Identifier {
         guard let token = call.query["resume_token"], !token.isEmpty else { return .random() }
+        let user = try call.subject().userID
         do {
-            return try services.mesh.resumeTokens.verify(token, now: .now()) ?? .random()
+            return try services.mesh.resumeTokens.verify(
+                token, user: user, now: .now()) ?? .random()
         } catch {
             throw APIError(
                 401, "Invalid resume token", detail: "\(error)",

@@ -4,8 +4,8 @@ internal import Coordinator
 internal import RPC
 internal import SwiftProtobuf
 
-/// Service `coder.tailnet.v2.Tailnet` for one session. `coordinator.md` §1. WorkspaceUpdates is not served: clients
-/// that ask get code 12 and go without.
+/// Service `coder.tailnet.v2.Tailnet` for one session. `coordinator.md` §1. WorkspaceUpdates is for clients of a
+/// user only (`TailnetRoutes`); others that ask get code 12 and go without.
 struct TailnetService {
     let services: Services
     /// Id under which the peer appears to others.
@@ -13,6 +13,8 @@ struct TailnetService {
     let role: PeerRole
     /// For people, in debug output.
     let name: String
+    /// Who may come back under that id; nil for agents, whose id is their own anyway. They get code 12.
+    var resumingUser: Identifier?
     /// Decides about the tunnels of a `.clientOfUser`.
     var authorize: TunnelAuthorizer = { _ in nil }
 
@@ -28,15 +30,16 @@ struct TailnetService {
         handlers.serverStream(TailnetMethods.streamDERPMaps) { _, stream in
             try await mesh.maps.stream { try await stream.send($0.message) }
         }
+        handlers.unary(TailnetMethods.postTelemetry) { _ in TailnetTelemetryResponse() }
+        guard let user = resumingUser else { return }
         handlers.unary(TailnetMethods.refreshResumeToken) { _ in
-            let issued = mesh.resumeTokens.issue(peer, now: .now())
+            let issued = mesh.resumeTokens.issue(peer, user: user, now: .now())
             var response = TailnetRefreshResumeTokenResponse()
             response.token = issued.token
             response.refreshIn = Google_Protobuf_Duration(seconds: ResumeTokens.lifetimeSeconds / 2)
             response.expiresAt = Google_Protobuf_Timestamp(issued.expiresAt)
             return response
         }
-        handlers.unary(TailnetMethods.postTelemetry) { _ in TailnetTelemetryResponse() }
     }
 }
 
