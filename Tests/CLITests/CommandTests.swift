@@ -22,6 +22,8 @@ private let workspace = """
             switch request.line {
             case "GET /api/v2/users/first": return (firstUser ? 200 : 404, #"{"message":"m"}"#)
             case "POST /api/v2/users/first": return (201, #"{"user_id":"u1"}"#)
+            case "POST /api/v2/users/login" where request.body.contains("wrong"):
+                return (401, #"{"message":"Incorrect email or password."}"#)
             case "POST /api/v2/users/login": return (201, #"{"session_token":"good-token"}"#)
             case "GET /api/v2/buildinfo": return (200, #"{"version":"v2.30.0"}"#)
             case _ where !isAuthorised:
@@ -88,6 +90,20 @@ private let workspace = """
         let wrong = await coder(["login", server.url], input: ["bad-token"])
         #expect(wrong.status == 1)
         #expect(wrong.errors.contains("That's not a valid token!"))
+    }
+
+    @Test func aPasswordLogsInAgain() async throws {
+        let server = try server()
+        let flags = ["--first-user-email", "ann@example.org", "--first-user-password"]
+        let outcome = await coder(["login", server.url] + flags + ["correct horse battery 7"])
+        #expect(outcome.status == 0)
+        #expect(outcome.output == "Welcome to Coder, ann! You're authenticated.\n")
+        let asked = await coder(["login", server.url] + flags.prefix(2), input: ["correct horse battery 7"])
+        #expect(asked.status == 0)
+        let wrong = await coder(["login", server.url] + flags + ["wrong"])
+        #expect(wrong.status == 1)
+        #expect(wrong.output == "")
+        #expect(wrong.errors.split(separator: "\n").last == "error: Incorrect email or password.")
     }
 
     @Test func anInvalidTokenIsOneLine() async throws {

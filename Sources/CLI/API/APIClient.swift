@@ -13,23 +13,22 @@ struct APIError: Error, Sendable, CustomStringConvertible {
     var validations: [(field: String, detail: String)] = []
     var isVerbose = false
 
+    /// One line, unless the user wants to know more.
     var description: String {
-        var lines = [message]
-        if validations.count == 1 {
-            lines[0] += " \(validations[0].field): \(validations[0].detail)"
-        } else if !validations.isEmpty {
-            lines.append("\(validations.count) validation error(s) found")
-            lines += validations.map { "\t\($0.field) : \($0.detail)" }
+        var text = message
+        if !validations.isEmpty {
+            text += " " + validations.map { "\($0.field): \($0.detail)" }.joined(separator: "; ")
         }
         if status == 401 {
-            lines[0] += " Try logging in using 'coder login'."
+            text += " Try logging in using 'coder login'."
         } else if !detail.isEmpty, detail != message, validations.isEmpty || isVerbose {
-            lines.append(detail)
+            if text.hasSuffix(".") { text.removeLast() }
+            text += ": " + detail
         }
-        if isVerbose {
-            lines.insert("API request error to \"\(method):\(path)\". Status code \(status)", at: 0)
+        guard !isVerbose else {
+            return "API request error to \"\(method):\(path)\". Status code \(status)\n\(text)"
         }
-        return lines.joined(separator: "\n")
+        return text.split(whereSeparator: \.isNewline).joined(separator: " ")
     }
 
     /// Reads the server's error object; other bodies are summed up.

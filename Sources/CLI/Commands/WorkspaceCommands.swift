@@ -309,6 +309,9 @@ enum ExternalWorkspacesCommand {
             let credentials = try await credentials(invocation, workspace, agent)
             invocation.console.out(lines(try invocation.deploymentURL(), credentials["agent_token"].text))
         }
+        // On standard error: what follows is no third line to run.
+        let script = try invocation.deploymentURL().appending("/install.sh")
+        invocation.console.note("\nIf that machine has no coder yet: curl -fsSL \(script) | sh")
         return 0
     }
 
