@@ -17,6 +17,7 @@ final class RunningServer: Sendable {
     private let group: MultiThreadedEventLoopGroup
     private let logger: Logger
     private let listeners: [Task<Void, Never>]
+    private let retention: Task<Void, Never>
     private let isFailed: Atomic<Bool>
     private let failures: AsyncStream<Void>
     private let services: Services
@@ -35,6 +36,7 @@ final class RunningServer: Sendable {
         self.logger = logger
         self.services = services
         ports = servers.map(\.port)
+        retention = Task { await Retention.run(pool, logger) }
         let (stream, continuation) = AsyncStream.makeStream(
             of: Void.self, bufferingPolicy: .bufferingNewest(1))
         failures = stream
@@ -68,6 +70,8 @@ final class RunningServer: Sendable {
 
     /// For tests.
     func execute(_ sql: String) async throws { try await pool.script(sql) }
+    /// For tests: deletes what is old now.
+    func purge() async throws { try await Retention.purge(pool) }
     /// Relayed clients, and connections that were closed for breaking the protocol.
     var relayState: (clients: Int, refused: UInt64) {
         let counters = services.mesh.relay?.counters ?? .init()
@@ -86,8 +90,10 @@ final class RunningServer: Sendable {
     func stop() async {
         await services.proxies.stop()
         await services.mesh.stop()
+        retention.cancel()
         for listener in listeners { listener.cancel() }
         for listener in listeners { await listener.value }
+        await retention.value
         await pool.close()
         if let cluster { await cluster.stop() }
         do {

@@ -6,7 +6,7 @@ import Server
 import Testing
 
 /// What users notice of the database.
-@Suite(.server) struct DatabaseTests {
+@Suite(.serialized, .server) struct DatabaseTests {
     /// Statuses of requests that are made at the same time, so that each has a connection of its own.
     private static func statuses(_ server: TestServer) async throws -> [Int] {
         try await withThrowingTaskGroup(of: Int.self) { group in
@@ -25,5 +25,31 @@ import Testing
             WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'
             """)
         #expect(try await Self.statuses(server) == all)
+    }
+
+    @Test func oldRecordsGo() async throws {
+        let server = try TestServer.shared()
+        var keys: [String] = []
+        for days in [6, 8] {
+            let id = try await server.call("POST", "users/me/keys").text("key").prefix(10)
+            try await server.hosted.execute(
+                "UPDATE api_keys SET expires_at = now() - interval '\(days) days' WHERE id = '\(id)'")
+            keys.append(String(id))
+        }
+        let template = try #require(try await server.call("GET", "templates").list.first)
+        let path = "templateversions/\(template["active_version_id"] ?? "")/dry-run"
+        var jobs: [String] = []
+        for hours in [23, 25] {
+            let job = try await server.call("POST", path, ["workspace_name": "x"]).text("id")
+            try await server.hosted.execute(
+                "UPDATE provisioner_jobs SET created_at = now() - interval '\(hours) hours' WHERE id = '\(job)'"
+            )
+            jobs.append(job)
+        }
+        try await server.hosted.purge()
+        #expect(try await server.call("GET", "users/me/keys/\(keys[0])").status == 200)
+        #expect(try await server.call("GET", "users/me/keys/\(keys[1])").status == 404)
+        #expect(try await server.call("GET", "\(path)/\(jobs[0])").status == 200)
+        #expect(try await server.call("GET", "\(path)/\(jobs[1])").status == 404)
     }
 }

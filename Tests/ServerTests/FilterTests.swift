@@ -65,7 +65,8 @@ import Testing
                 + "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
         #expect(await connection.readResponse().head.hasPrefix("HTTP/1.1 101 "))
         let message = #"{"type":"data","data":[]}"#
-        #expect(await connection.read(message.utf8.count + 2) == [0x81, UInt8(message.utf8.count)] + message.utf8)
+        #expect(
+            await connection.read(message.utf8.count + 2) == [0x81, UInt8(message.utf8.count)] + message.utf8)
         let events = try RawConnection(port: server.port)
         await events.send("GET \(path) HTTP/1.1\r\nCoder-Session-Token: \(server.token)\r\n\r\n")
         #expect(await events.readResponse().head.contains("text/event-stream"))
