@@ -29,7 +29,7 @@ enum LoginCommand {
 
     @Sendable static func run(_ invocation: Invocation) async throws -> Int32 {
         let url = try address(invocation)
-        let client = invocation.client(url: url, token: nil)
+        let client = try invocation.client(url: url, token: nil)
         let first = try await client.raw("GET", "users/first")
         let token: String
         switch first.status {
@@ -42,10 +42,10 @@ enum LoginCommand {
                 "\(url.origin) does not answer like a Coder server (HTTP status \(first.status)): is the URL right?"
             )
         }
-        let session = invocation.client(url: url, token: token)
+        let session = try invocation.client(url: url, token: token)
         let user = try await session.get("users/me")
         try invocation.config.write(.session, token)
-        try invocation.config.write(.url, url.path == "/" ? url.origin : "\(url.origin)\(url.path)")
+        try invocation.config.write(.url, url.short)
         invocation.console.say("Welcome to Coder, \(user["username"].text)! You're authenticated.")
         return 0
     }
@@ -148,7 +148,7 @@ enum LoginCommand {
         let given = invocation.values.string("token")
         if !given.isEmpty {
             guard !invocation.values.bool("use-token-as-session") else { return given }
-            let authorised = invocation.client(url: client.base, token: given)
+            let authorised = try invocation.client(url: client.base, token: given)
             return try await authorised.post("users/me/keys")["key"].text
         }
         let page = client.base.appending("/cli-auth")

@@ -156,7 +156,7 @@ enum VSCodeSSHCommand {
         plan.waitPolicy = values.string("wait")
         plan.usageApp = "vscode"
         plan.logName = "\(parentProcess()).log"
-        let client = invocation.client(url: url, token: token)
+        let client = try invocation.client(url: url, token: token)
         return try await SSHRun(invocation: invocation, client: client, plan: plan).run()
     }
 }

@@ -78,7 +78,7 @@ enum MeshCommand {
         var configuration = file.configuration
         if !configuration.derpMap.relayRegionIDs.isEmpty {
             configuration.relayDialer = RelayConnector(
-                client: invocation.http, forcesWebSockets: file.forcesWebSockets)
+                client: try invocation.http(), forcesWebSockets: file.forcesWebSockets)
         }
         let console = invocation.console
         if invocation.values.bool("verbose") {
