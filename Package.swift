@@ -129,7 +129,8 @@ if !pureOnly {
         .testTarget(
             name: "TailnetTests",
             dependencies: [
-                "Tailnet", "Mesh", "RPC", "HTTPTransport", "Coordinator", "DERPRelay", "LinuxIO", log,
+                "Tailnet", "Resume", "Mesh", "RPC", "HTTPTransport", "Coordinator", "DERPRelay",
+                "LinuxIO", log,
             ],
             swiftSettings: base),
         .testTarget(

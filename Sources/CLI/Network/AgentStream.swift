@@ -24,7 +24,7 @@ enum AgentStream: Sendable {
             case .finished, .reset: return nil
             case .forgotten: return "the workspace's agent was restarted, or gave the session up"
             case .abandoned: return "the workspace was out of reach for too long"
-            case .refused, .notResumable: return "the workspace refused it"
+            case .refused, .notResumable, .unanswered, .busy: return "the workspace refused it"
             case .failed(let error): return "\(error)"
             }
         case .plain(let stream):
@@ -79,12 +79,13 @@ extension AgentLink {
         var left = local
         do {
             if !plainAgent.isPlain {
-                if let stream = try await ResumingStream.open(
+                switch try await ResumingStream.open(
                     node, address, port: port, local: local, unused: &left, status: status)
                 {
-                    return .resuming(stream)
+                case .stream(let stream): return .resuming(stream)
+                case .unknown: plainAgent.isPlain = true
+                case .unavailable: break
                 }
-                plainAgent.isPlain = true
             }
         } catch {
             for number in left { OwnedDescriptor(taking: number).close() }
@@ -120,6 +121,7 @@ final class LossNotice: Sendable {
 
     func show(_ status: ResumingStream.Status) {
         switch status {
+        case .peerFinished: break
         case .lost:
             state.withLock { state in
                 guard state.since == nil else { return }

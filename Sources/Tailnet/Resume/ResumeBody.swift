@@ -122,7 +122,7 @@ final class ResumeBody {
         checkEnd()
         guard end == nil else { return }
         if !hasAttached {
-            end = .notResumable
+            end = .unanswered
         } else {
             owner.report(.detached)
         }
@@ -150,17 +150,23 @@ final class ResumeBody {
         case .moved(let count):
             let all = had + buffer[..<count]
             answer = all
-            guard ResumeGreeting.canBeAnswer(all) else { return drop() }
+            guard ResumeGreeting.canBeAnswer(all) else { return dropForeign() }
             guard all.count == ResumeGreeting.size else { return }
             answer = nil
             do {
                 take(try ResumeGreeting(parsing: all, isAnswer: true))
             } catch {
-                drop()
+                dropForeign()
             }
         case .wouldBlock: if Clock.monotonicNanoseconds() >= answerDeadline { drop() }
         case .end, .failed: drop()
         }
+    }
+
+    /// Whoever answered is no agent of ours. A stream that runs tries again: something stands between for a while.
+    private func dropForeign() {
+        if !hasAttached { end = .notResumable }
+        drop()
     }
 
     private func take(_ greeting: ResumeGreeting) {
@@ -174,7 +180,10 @@ final class ResumeBody {
             attach(greeting)
         case .connectFailed: end = .refused
         case .unknownStream: end = stream.isDrained ? .finished : .forgotten
-        case .busy, .new, .resume: drop()
+        case .busy:
+            if !hasAttached { end = .busy }
+            drop()
+        case .new, .resume: dropForeign()
         }
     }
 
@@ -227,6 +236,7 @@ final class ResumeBody {
         guard stream.isPeerFinished, !hasClosedWriting else { return }
         hasClosedWriting = true
         if isSocket, let number = reading?.number { Descriptor.finishWriting(number) } else { writing = nil }
+        owner.report(.peerFinished)
     }
 
     private func readLocal() {
