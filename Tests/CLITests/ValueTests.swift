@@ -151,6 +151,13 @@ import Testing
         #expect(run(["~x"]) == [pass("~x")])
         #expect(run(["~?~#~\u{1a}ls"]) == [.help, .list, .suspend, pass("ls")])
         #expect(run(["x\n~#y"]) == [pass("x\n"), .list, pass("y")])
+        #expect(
+            run(["~C-L\u{7f}R \r~B"]) == [
+                .prompt, .echo([45]), .echo([76]), .echo([8, 32, 8]), .echo([82]), .echo([32]),
+                .command("-R "), .break,
+            ])
+        #expect(run(["ls~\r~Cx\u{3}ls"]) == [pass("ls~\r"), .prompt, .echo([120]), .command(""), pass("ls")])
+        #expect(run(["~B~R~~B"]) == [.break, .rekey, pass("~B")])
     }
 
     /// Text of ours among the workspace's: the window is widened by the workspace's bytes alone, and by all of them.
@@ -188,6 +195,18 @@ import Testing
             return
         }
         #expect((try? RemoteForward(text))?.description == meaning)
+    }
+
+    @Test func commandsOfASession() throws {
+        let forward = try RemoteForward("8080:localhost:80")
+        #expect(try SessionCommand(" -L 8080:localhost:80") == .local(forward))
+        #expect(try SessionCommand("-R8080:localhost:80 ") == .remote(forward))
+        #expect(try SessionCommand("-KL 8080") == .cancelLocal(8080))
+        #expect(try SessionCommand("-KR8080") == .cancelRemote(8080))
+        #expect(try SessionCommand("-h") == .help && SessionCommand(" ") == .nothing)
+        for text in ["-D 1080", "-L 80", "-KL", "-KR x", "exit"] {
+            #expect(throws: (any Error).self) { try SessionCommand(text) }
+        }
     }
 
     // MARK: ssh configuration

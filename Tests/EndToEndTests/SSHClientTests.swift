@@ -79,7 +79,7 @@ extension EndToEndTests {
         #expect(outcome.status == 0, "\(outcome)")
     }
 
-    private static func exists(_ path: String) -> Bool { FileManager.default.fileExists(atPath: path) }
+    static func exists(_ path: String) -> Bool { FileManager.default.fileExists(atPath: path) }
 
     @Test(.enabled(if: exists("/usr/bin/dbclient"), "no dropbear")) func dropbear() async throws {
         let outcome = try await ssh(

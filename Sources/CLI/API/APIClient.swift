@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import HTTPTransport
+internal import Logging
 internal import Synchronization
 
 /// An answer of the server that is not a success: what it said, ready to be shown.
@@ -59,6 +60,8 @@ struct APIClient: Sendable {
     let warnsAboutVersion: Bool
     let showsRequests: Bool
     let isVerbose: Bool
+    /// Where requests are noted: method, route and status, never contents.
+    private var logger: Logger?
     private let hasWarned = Once()
 
     init(
@@ -73,6 +76,13 @@ struct APIClient: Sendable {
         self.warnsAboutVersion = warnsAboutVersion
         self.showsRequests = showsRequests
         self.isVerbose = isVerbose
+    }
+
+    /// The same, with every request noted.
+    func logging(to logger: Logger?) -> APIClient {
+        var client = self
+        client.logger = logger
+        return client
     }
 
     /// URL of an API route: `users/me`.
@@ -108,8 +118,15 @@ struct APIClient: Sendable {
         var headers = credentials
         if body != nil { headers["Content-Type"] = "application/json" }
         if showsRequests { console.note("> \(method) \(target)\n\(body?.pretty ?? "")") }
-        let response = try await http.request(
-            method, target, headers: headers, body: body.map { Array($0.compact.utf8) })
+        let response: HTTPResponse
+        do {
+            response = try await http.request(
+                method, target, headers: headers, body: body.map { Array($0.compact.utf8) })
+        } catch {
+            logger?.warning("\(method) \(target.path)", metadata: ["error": "\(error)"])
+            throw error
+        }
+        logger?.info("\(method) \(target.path)", metadata: ["status": "\(response.status)"])
         if showsRequests { console.note("< \(response.status)\n\(response.text)") }
         notice(response)
         return response

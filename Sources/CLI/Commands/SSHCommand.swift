@@ -34,8 +34,8 @@ enum SSHCommand {
                 "identity-agent", env: "CODER_SSH_IDENTITY_AGENT",
                 help: "Socket of the ssh-agent to offer with --forward-agent, instead of $SSH_AUTH_SOCK."),
             CommandOption(
-                "forward-gpg", short: "G", env: "CODER_SSH_FORWARD_GPG", .bool, hidden: true,
-                help: "Offer your gpg-agent to the workspace. Not available yet."),
+                "forward-gpg", short: "G", env: "CODER_SSH_FORWARD_GPG", .bool,
+                help: "Offer your gpg-agent to the workspace, and import your public keys there."),
             CommandOption(
                 "remote-forward", short: "R", env: "CODER_SSH_REMOTE_FORWARD", .stringArray,
                 help:
@@ -86,8 +86,7 @@ enum SSHCommand {
             host: invocation.words[0], prefix: values.string("ssh-host-prefix"),
             suffix: values.string("hostname-suffix"))
         for (option, what) in [
-            ("forward-gpg", "forwarding of gpg-agent"), ("container", "sessions in containers"),
-            ("container-user", "sessions in containers"),
+            ("container", "sessions in containers"), ("container-user", "sessions in containers"),
         ] where values.source(option) > .default {
             throw CommandError("--\(option): \(what) is not available in this version")
         }
@@ -101,6 +100,7 @@ enum SSHCommand {
         guard plan.request.remoteForwards.isEmpty || !plan.isStdio else {
             throw CommandError("--remote-forward does not go with --stdio: let ssh forward (ssh -R)")
         }
+        plan.forwardsGPG = values.bool("forward-gpg")
         if values.bool("forward-agent") {
             let identity = values.string("identity-agent")
             let socket = identity.isEmpty ? invocation.environment["SSH_AUTH_SOCK"] ?? "" : identity
