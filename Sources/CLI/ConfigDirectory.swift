@@ -118,7 +118,9 @@ enum ChildProcess {
         let words = arguments.map { strdup($0) } + [nil]
         let variables = environment.map { strdup("\($0.key)=\($0.value)") } + [nil]
         defer { (words + variables).forEach { free($0) } }
-        let failure = posix_spawn(&process, arguments[0], &actions, nil, words, variables)
+        let failure = DescriptorLimit.withOriginal {
+            posix_spawn(&process, arguments[0], &actions, nil, words, variables)
+        }
         close(writing)
         let reader = OwnedDescriptor(taking: reading)
         guard failure == 0 else { return "" }

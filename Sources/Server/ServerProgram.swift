@@ -16,6 +16,8 @@ public enum ServerProgram {
         complain: @escaping @Sendable (String) -> Void
     ) async -> Int32 {
         let logger = makeLogger(options.logLevel)
+        // Each agent and each client holds a connection or two.
+        DescriptorLimit.raise()
         do {
             let signals = StopSignals()
             let server = try await RunningServer.start(options, logger: logger, say: say)

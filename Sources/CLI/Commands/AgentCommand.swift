@@ -3,6 +3,7 @@
 internal import Agent
 internal import Glibc
 internal import HTTPTransport
+internal import LinuxIO
 
 /// `coder agent`: what runs in a workspace.
 enum AgentCommand {
@@ -92,6 +93,8 @@ enum AgentCommand {
         }
         options.environment = invocation.environment.sorted { $0.key < $1.key }.map { ($0.key, $0.value) }
         options.isVerbose = values.bool("verbose")
+        // Forwards, sessions and resumable streams take several each.
+        DescriptorLimit.raise()
         await AgentProgram.run(options, proxies: ProxySettings(environment: invocation.environment))
         return 0
     }

@@ -86,7 +86,8 @@ enum MeshCommand {
                 console.note("\(message)" + metadata.map { " \($0.0)=\($0.1)" }.joined())
             }
         }
-        MeshMemory.allowManyDescriptors()
+        // Each connection takes one or two.
+        DescriptorLimit.raise()
         let control = path.isEmpty ? nil : try MeshControl(path: path)
         let node = try Node(configuration)
         node.setPeers(file.peers)

@@ -45,7 +45,9 @@ final class ChildProcess: Sendable {
             Self.environment.map { strdup($0) } + [nil]
         defer { for text in arguments + environment { free(text) } }
         var pid: pid_t = 0
-        let failure = posix_spawn(&pid, command[0], &actions, &attributes, arguments, environment)
+        let failure = DescriptorLimit.withOriginal {
+            posix_spawn(&pid, command[0], &actions, &attributes, arguments, environment)
+        }
         guard failure == 0 else { throw SystemError(call: "posix_spawn \(command[0])", code: failure) }
         self.pid = pid
     }

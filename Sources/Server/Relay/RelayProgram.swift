@@ -16,7 +16,8 @@ public enum RelayProgram {
         complain: @escaping @Sendable (String) -> Void
     ) async -> Int32 {
         let logger = ServerProgram.makeLogger(options.logLevel)
-        raiseDescriptorLimit()
+        // One descriptor per client, two for each with TLS.
+        DescriptorLimit.raise()
         do {
             let signals = StopSignals()
             let relay = try await RunningRelay.start(options, logger: logger, say: say)
@@ -35,13 +36,5 @@ public enum RelayProgram {
             complain("error: \(error)")
             return 1
         }
-    }
-
-    /// One descriptor per client, two for each with TLS.
-    private static func raiseDescriptorLimit() {
-        var limit = rlimit()
-        guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
-        limit.rlim_cur = limit.rlim_max
-        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
     }
 }
