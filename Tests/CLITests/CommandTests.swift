@@ -133,6 +133,33 @@ private let workspace = """
                 """)
     }
 
+    @Test func showListsOpenPorts() async throws {
+        let server = try StubServer { request in
+            switch request.line {
+            case "GET /api/v2/buildinfo": (200, #"{"version":"v2.30.0"}"#)
+            case "GET /api/v2/workspaceagents/a1/listening-ports":
+                (
+                    200,
+                    """
+                    {"ports":[{"process_name":"python3","network":"tcp","port":8080},
+                              {"process_name":"","network":"tcp","port":9000}]}
+                    """
+                )
+            default: (200, workspace)
+            }
+        }
+        let lines = await run(server, "show", "dev").output.split(separator: "\n").map { line in
+            line.split(separator: "│", omittingEmptySubsequences: false).dropFirst().first.map(String.init)
+                ?? ""
+        }
+        let names = lines.map { text in String(text.reversed().drop { $0 == " " }.reversed()) }
+        #expect(
+            names.suffix(5).dropLast() == [
+                " └─ main (linux, amd64)", "    └─ Open Ports", "       ├─ 8080/tcp [python3]",
+                "       └─ 9000/tcp",
+            ])
+    }
+
     @Test func aMissingWorkspaceIsNamed() async throws {
         let server = try server()
         for command in ["show", "ssh", "ping", "speedtest"] {

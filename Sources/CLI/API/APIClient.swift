@@ -94,6 +94,10 @@ struct APIClient: Sendable {
         try await send("POST", route, [], body)
     }
 
+    func put(_ route: String, _ body: JSON) async throws -> JSON {
+        try await send("PUT", route, [], body)
+    }
+
     func patch(_ route: String, _ body: JSON) async throws -> JSON {
         try await send("PATCH", route, [], body)
     }

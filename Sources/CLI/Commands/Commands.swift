@@ -11,17 +11,21 @@ enum Commands {
                   coder external-workspaces create dev
                   coder ssh dev
                 """, options: globalOptions)
-        root.subcommands = [
-            LoginCommand.command, LogoutCommand.command, WhoamiCommand.command, VersionCommand.command,
-            TokensCommand.command, ListCommand.command, ShowCommand.command, CreateCommand.command,
-            DeleteCommand.command, ExternalWorkspacesCommand.command, SSHCommand.command,
-            PortForwardCommand.command,
-            PingCommand.command, SpeedtestCommand.command, NetcheckCommand.command, ConfigSSHCommand.command,
-            ConnectCommand.command, VSCodeSSHCommand.command, GitSSHCommand.command,
-            GitAskpassCommand.command, WireGuardCommand.command, AgentCommand.command, MeshCommand.command,
-            HostedCommands.server(hooks), HostedCommands.relay(hooks), RelayLoadCommand.command,
-            WorkspaceProxyCommand.command(hooks),
-        ]
+        root.subcommands =
+            [
+                LoginCommand.command, LogoutCommand.command, WhoamiCommand.command, VersionCommand.command,
+                TokensCommand.command, ListCommand.command, ShowCommand.command, CreateCommand.command,
+            ] + StartStopCommands.all + [
+                DeleteCommand.command, ExternalWorkspacesCommand.command, SSHCommand.command,
+                PortForwardCommand.command, OpenCommand.command, CompletionCommand.command,
+                PingCommand.command, SpeedtestCommand.command, NetcheckCommand.command,
+                ConfigSSHCommand.command,
+                ConnectCommand.command, VSCodeSSHCommand.command, GitSSHCommand.command,
+                GitAskpassCommand.command, WireGuardCommand.command, AgentCommand.command,
+                MeshCommand.command,
+                HostedCommands.server(hooks), HostedCommands.relay(hooks), RelayLoadCommand.command,
+                WorkspaceProxyCommand.command(hooks),
+            ]
         return root
     }
 

@@ -170,6 +170,7 @@ struct AgentFinder {
         var workspace = try await client.workspace(name)
         if workspace.build["transition"].text != "start" {
             workspace = try await start(workspace, autostart: autostart)
+            try await ExternalAgentHint.tell(invocation, client, workspace)
         }
         return (workspace, try workspace.agent(named: name.agent))
     }
@@ -211,6 +212,7 @@ struct AgentFinder {
                 }
             }
             guard next != nil else { return }
+            try AgentPatience(console, wait: policy).check(agent, waited: began.age)
             try await Task.sleep(for: period(began.age))
             agent = WorkspaceAgent(json: try await client.get("workspaceagents/\(agent.id)"))
         }
