@@ -99,7 +99,7 @@ enum NetcheckWords {
         }
     }
 
-    private static func sentence(_ words: String) -> String {
+    static func sentence(_ words: String) -> String {
         words.prefix(1).uppercased() + words.dropFirst()
     }
 }
