@@ -79,9 +79,7 @@ struct Invocation: Sendable {
 
     /// Headers, proxies and certificates for all HTTP of this process.
     private var configuration: HTTPClient.Configuration {
-        var configuration = HTTPClient.Configuration()
-        configuration.proxies = ProxySettings(environment: environment)
-        configuration.certificateFile = environment["SSL_CERT_FILE"]
+        var configuration = HTTPClient.Configuration(environment: environment)
         configuration.headers = headers
         return configuration
     }

@@ -25,20 +25,39 @@ public final class RelayConnector: RelayDialer {
     /// WebSockets to all relays from the next connection on, as the deployment says.
     public func setForcesWebSockets(_ isForced: Bool) { state.withLock { $0.forcesWebSockets = isForced } }
 
+    /// For all nodes of a region together, and for a node's TCP connection while there is another node. derp.md §7.1.
+    private static let attemptLimit: Duration = .seconds(10)
+    private static let nodeLimit: Duration = .milliseconds(1_500)
+
     public func connect(region: DERPMap.Region) async throws -> OwnedDescriptor {
         var failure: (any Error)?
-        for node in region.nodes where !node.isSTUNOnly {
-            do { return try await connect(node, of: region.id) } catch { failure = error }
+        let deadline = ContinuousClock.now + Self.attemptLimit
+        let nodes = region.nodes.filter { !$0.isSTUNOnly }
+        for (index, node) in nodes.enumerated() {
+            let isLast = index == nodes.count - 1
+            do {
+                return try await connect(node, of: region.id, within: isLast ? nil : Self.nodeLimit, deadline)
+            } catch {
+                failure = error
+            }
             try Task.checkCancellation()
         }
         throw failure ?? RelayError.noRelay(region: region.id)
     }
 
-    private func connect(_ node: DERPMap.Node, of region: Int) async throws(HTTPError) -> OwnedDescriptor {
-        let (url, options) = Self.target(node, path: "/derp")
-        guard !usesWebSocket(region) else { return try await client.derpWebSocket(url, options: options) }
+    private func connect(
+        _ node: DERPMap.Node, of region: Int, within limit: Duration?, _ deadline: ContinuousClock.Instant
+    ) async throws(HTTPError) -> OwnedDescriptor {
+        let (url, base) = Self.target(node, path: "/derp")
+        var options = base
+        options.connectTimeout = limit
+        // Each node gets some time, however long the others took.
+        var rest: Duration { max(Self.nodeLimit, deadline - ContinuousClock.now) }
+        guard !usesWebSocket(region) else {
+            return try await client.derpWebSocket(url, timeout: rest, options: options)
+        }
         do throws(HTTPError) {
-            return try await client.upgrade(url, protocol: "DERP", options: options)
+            return try await client.upgrade(url, protocol: "DERP", timeout: rest, options: options)
         } catch {
             // 4xx: something in between does not let the upgrade through. 200 or 5xx say nothing about that.
             guard error.kind == .upgradeRefused, let response = error.response, 400..<500 ~= response.status
@@ -49,7 +68,7 @@ public final class RelayConnector: RelayDialer {
                 "GET failed with status code \(response.status) "
                 + "(a proxy could be disallowing the use of 'Upgrade: derp'): \(response.text.prefix(256))"
             state.withLock { $0.reasons[region] = text }
-            return try await client.derpWebSocket(url, options: options)
+            return try await client.derpWebSocket(url, timeout: rest, options: options)
         }
     }
 
@@ -74,7 +93,8 @@ public final class RelayConnector: RelayDialer {
     }
 
     private static func target(_ node: DERPMap.Node, path: String) -> (HTTPURL, ConnectOptions) {
-        let port = node.derpPort == 0 ? (node.forcesHTTP ? 80 : 443) : node.derpPort
+        // The same without TLS. derp.md §7.1.
+        let port = node.derpPort == 0 ? 443 : node.derpPort
         let url = HTTPURL(
             scheme: node.forcesHTTP ? .http : .https, host: node.hostName, port: port, path: path)
         var options = ConnectOptions()
