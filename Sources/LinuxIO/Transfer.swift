@@ -109,6 +109,12 @@ extension Descriptor {
     /// Switches Nagle's delay off where there is one.
     public static func setNoDelay(_ number: Int32) { clinux_no_delay(number) }
 
+    /// Bytes that the kernel keeps of what is written; it counts its own overhead against twice as much.
+    public static func setSendBuffer(_ number: Int32, bytes: Int) {
+        var size = Int32(clamping: bytes)
+        setsockopt(number, SOL_SOCKET, SO_SNDBUF, &size, socklen_t(MemoryLayout<Int32>.size))
+    }
+
     /// TCP only: the socket counts as full while this many bytes were not sent yet.
     public static func setUnsentLowWater(_ number: Int32, bytes: Int) {
         clinux_unsent_low_water(number, Int32(clamping: bytes))

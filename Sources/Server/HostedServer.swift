@@ -22,6 +22,9 @@ package final class HostedServer: Sendable {
     /// Connections of relayed clients, and bad ones that were dropped.
     package var relay: (clients: Int, refused: UInt64) { server.relayState }
 
+    /// Asks all edge relays now how they are.
+    package func checkRelays() async { await server.checkRelays() }
+
     /// Open RPC sessions.
     package var sessionCount: Int { server.sessionCount }
 }

@@ -11,7 +11,14 @@ internal import NIOSSL
 internal import Synchronization
 
 /// A server that has started: listeners, database, mesh services. Made by `start`, ended by `stop`.
-final class RunningServer: Sendable {
+final class RunningServer: RunningProgram {
+    /// A socket, and what answers there.
+    private struct Listener: Sendable {
+        var server: HTTPServer
+        var responder: any Connection.Responder
+        var counters: HTTPCounters
+    }
+
     private let cluster: PrivateCluster?
     private let pool: ConnectionPool
     private let group: MultiThreadedEventLoopGroup
@@ -22,19 +29,19 @@ final class RunningServer: Sendable {
     private let services: Services
     /// Held until everything else has stopped.
     private let lock = Mutex<ServerLock?>(nil)
-    /// Ports that were bound: HTTP first.
+    /// Ports that were bound: HTTP first, then HTTPS, then that of the metrics.
     let ports: [Int]
 
     private init(
         cluster: PrivateCluster?, pool: ConnectionPool, group: MultiThreadedEventLoopGroup, logger: Logger,
-        services: Services, servers: [HTTPServer], responder: any Connection.Responder
+        services: Services, servers: [Listener]
     ) {
         self.cluster = cluster
         self.pool = pool
         self.group = group
         self.logger = logger
         self.services = services
-        ports = servers.map(\.port)
+        ports = servers.map(\.server.port)
         let (stream, continuation) = AsyncStream.makeStream(
             of: Void.self, bufferingPolicy: .bufferingNewest(1))
         failures = stream
@@ -43,12 +50,13 @@ final class RunningServer: Sendable {
             (name: "X-Coder-Build-Version", value: services.options.version),
             ("X-Content-Type-Options", "nosniff"),
         ]
-        listeners = servers.map { server in
+        listeners = servers.map { listener in
             Task {
                 do {
-                    try await server.run { stream in
+                    try await listener.server.run { stream in
                         let connection = Connection(
-                            stream: stream, responder: responder, logger: logger, commonFields: fields)
+                            stream: stream, responder: listener.responder, logger: logger,
+                            commonFields: fields, counters: listener.counters)
                         await connection.run()
                     }
                 } catch is CancellationError {
@@ -68,6 +76,8 @@ final class RunningServer: Sendable {
 
     /// For tests.
     func execute(_ sql: String) async throws { try await pool.script(sql) }
+    /// For tests: asks all edge relays now.
+    func checkRelays() async { await services.proxies.checkAll() }
     /// Relayed clients, and connections that were closed for breaking the protocol.
     var relayState: (clients: Int, refused: UInt64) {
         let counters = services.mesh.relay?.counters ?? .init()
@@ -112,8 +122,11 @@ extension RunningServer {
         var cluster: PrivateCluster?
         do {
             // Ports first: a server that cannot listen must not touch the database.
-            let servers = try await bind(options, group: group, logger: logger)
-            let accessURL = try chooseAccessURL(options, port: servers.first?.port)
+            let counters = HTTPCounters()
+            let certificates = try loadCertificates(options, logger: logger)
+            let servers = try await bind(
+                options, certificates, group: group, counters: counters, logger: logger)
+            let accessURL = try chooseAccessURL(options, port: servers.api.first?.port)
             if options.postgresURL == nil {
                 let started = try await PrivateCluster.start(
                     configDirectory: options.configDirectory, logger: logger)
@@ -126,10 +139,14 @@ extension RunningServer {
             try await Seed.deployment(pool, now: .now())
             let services = try await makeServices(
                 options, accessURL: accessURL, pool: pool, logger: logger)
+            let api = makeResponder(services)
+            let metrics = MetricsResponder(mesh: services.mesh, http: counters, certificates: certificates)
+            let listeners =
+                servers.api.map { Listener(server: $0, responder: api, counters: counters) }
+                + servers.metrics.map { Listener(server: $0, responder: metrics, counters: HTTPCounters()) }
             let server = RunningServer(
                 cluster: cluster, pool: pool, group: group, logger: logger, services: services,
-                servers: servers,
-                responder: makeResponder(services))
+                servers: listeners)
             await services.proxies.start()
             server.lock.withLock { $0 = lock }
             return server
@@ -148,13 +165,18 @@ extension RunningServer {
         let stun = STUNListener.open(options, logger: logger)
         let key = try PrivateKey(
             bytes: try Hex.bytes(try await Seed.value("derp_private_key", pool), count: 32))
-        let relay = try Relay(Relay.Configuration(privateKey: key), generator: &generator)
+        let map = try await DERPMapBuilder.map(options, accessURL: accessURL, stunPort: stun?.port)
+        var configuration = Relay.Configuration(privateKey: key)
+        configuration.limits.connections = LifeCycle.relayConnections(hasTLS: options.tlsEnable)
+        let relay = options.derpEnable ? try Relay(configuration, generator: &generator) : nil
         let mesh = try MeshServices(
-            map: try DERPMapBuilder.map(options, accessURL: accessURL, stunPort: stun?.port), relay: relay,
-            stun: stun, resumeTokens: try await ResumeTokens.load(pool))
-        return Services(
+            map: map, blocksDirect: options.blockDirect, relay: relay, stun: stun,
+            resumeTokens: try await ResumeTokens.load(pool))
+        let services = Services(
             options: options, accessURL: accessURL, deploymentID: try await Seed.value("deployment_id", pool),
             store: Store(database: pool), mesh: mesh, logger: logger)
+        try await services.proxies.load()
+        return services
     }
 
     private static func makeResponder(_ services: Services) -> any Connection.Responder {
@@ -191,27 +213,34 @@ extension RunningServer {
         }
     }
 
+    private static func loadCertificates(_ options: ServerOptions, logger: Logger) throws -> Certificates? {
+        guard options.tlsEnable else { return nil }
+        return try Certificates.load(
+            chains: options.tlsCertificateFiles, keys: options.tlsKeyFiles, logger: logger)
+    }
+
     private static func bind(
-        _ options: ServerOptions, group: MultiThreadedEventLoopGroup, logger: Logger
-    ) async throws -> [HTTPServer] {
+        _ options: ServerOptions, _ certificates: Certificates?, group: MultiThreadedEventLoopGroup,
+        counters: HTTPCounters, logger: Logger
+    ) async throws -> (api: [HTTPServer], metrics: [HTTPServer]) {
+        func listen(_ text: String, standard: Int, tls: Certificates? = nil) async throws -> HTTPServer {
+            let (host, port) = try address(text, standard: standard)
+            return try await HTTPServer(
+                host: host, port: port, tls: tls, group: group, logger: logger, counters: counters)
+        }
         var servers: [HTTPServer] = []
         if !options.httpAddress.isEmpty {
-            let (host, port) = try address(options.httpAddress, standard: 3000)
-            servers.append(
-                try await HTTPServer(host: host, port: port, tls: nil, group: group, logger: logger))
+            servers.append(try await listen(options.httpAddress, standard: 3000))
         }
-        if options.tlsEnable {
-            let (host, port) = try address(options.tlsAddress, standard: 3443)
-            let tls = try Certificates.load(
-                chains: options.tlsCertificateFiles, keys: options.tlsKeyFiles, logger: logger)
-            servers.append(
-                try await HTTPServer(host: host, port: port, tls: tls, group: group, logger: logger))
+        if let certificates {
+            servers.append(try await listen(options.tlsAddress, standard: 3443, tls: certificates))
         }
         guard !servers.isEmpty else {
             throw PrivateCluster.StartError(
                 description: "neither --http-address nor --tls-enable: nothing to listen on")
         }
-        return servers
+        guard options.prometheusEnable else { return (servers, []) }
+        return (servers, [try await listen(options.prometheusAddress, standard: 2112)])
     }
 
     private static func address(_ text: String, standard: Int) throws -> (String, Int) {

@@ -50,8 +50,13 @@ actor PrivateCluster {
         let account = getuid() == 0 ? try Account.unprivileged() : nil
         let layout = try prepareDirectories(configDirectory, account)
         let cluster = PrivateCluster(layout: layout, programs: programs, account: account, logger: logger)
-        try await cluster.initialise()
-        try await cluster.launch()
+        do {
+            try await cluster.initialise()
+            try await cluster.launch()
+        } catch {
+            await cluster.stop()
+            throw error
+        }
         return cluster
     }
 

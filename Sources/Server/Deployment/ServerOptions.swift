@@ -51,10 +51,18 @@ public struct ServerOptions: Sendable {
     /// `--stun-address`: our own STUN responder, UDP `host:port`; without a host on all addresses of IPv4 and IPv6;
     /// empty turns it off.
     public var stunListenAddress = ":3478"
+    /// `--derp-config-url`: a map of other relays, read once.
+    public var derpConfigURL = ""
+    /// `--derp-config-path`: the same as a file.
+    public var derpConfigPath = ""
     /// `--derp-force-websockets`
     public var derpForceWebSockets = false
     /// `--block-direct-connections`
     public var blockDirect = false
+    /// `--prometheus-enable`
+    public var prometheusEnable = false
+    /// `--prometheus-address`
+    public var prometheusAddress = "127.0.0.1:2112"
     /// `--ssh-hostname-prefix`
     public var sshHostnamePrefix = "coder."
     /// `--workspace-hostname-suffix`
@@ -65,6 +73,8 @@ public struct ServerOptions: Sendable {
     public var docsURL = "https://coder.com/docs"
     /// `--agent-stats-refresh-interval`, in seconds.
     public var agentStatsSeconds: Int64 = 30
+    /// The process's environment: proxies and certificates of requests to edge relays.
+    public var environment: [String: String] = [:]
     /// Version of this program, such as `v2.30.0-swift+abc1234`.
     public var version = "v2.30.0-swift"
     /// Where the source of this build is, for `buildinfo`.

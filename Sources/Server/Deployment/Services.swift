@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import HTTPTransport
 internal import Logging
 
 /// What routes need, made once by the composition root. Everything in it may be used from any task.
@@ -26,7 +27,9 @@ final class Services: Sendable {
         self.store = store
         self.mesh = mesh
         agentSessions = AgentSessions(store: store, events: events, logger: logger)
-        proxies = ProxyRegistry(store: store, maps: mesh.maps, logger: logger)
+        proxies = ProxyRegistry(
+            store: store, maps: mesh.maps,
+            http: HTTPClient(configuration: .init(environment: options.environment)), logger: logger)
         self.logger = logger
         loginLimiter = RateLimiter(limit: options.disableRateLimits ? 0 : 60)
     }

@@ -12,6 +12,9 @@ struct Connection: Sendable {
     let logger: Logger
     /// Fields of every answer.
     let commonFields: [(name: String, value: String)]
+    let counters: HTTPCounters
+    /// How long a client may take from its connection to the end of its first request's head. Nil: as for others.
+    var firstHeadTimeout: TimeAmount?
 
     /// Finds the answer for a request. Never throws: errors are answers too.
     protocol Responder: Sendable {
@@ -26,8 +29,10 @@ struct Connection: Sendable {
     /// Serves until the connection is over.
     func run() async {
         var parser = RequestParser()
+        var deadline = firstHeadTimeout.map { NIODeadline.now() + $0 }
         do {
-            while let head = try await nextHead(&parser) {
+            while let head = try await nextHead(&parser, deadline) {
+                deadline = nil
                 let body = try await nextBody(head, &parser)
                 let call = Call(head: head, body: body, peerAddress: stream.peerAddress, requestID: .random())
                 let reply = await responder.respond(to: call)
@@ -40,6 +45,7 @@ struct Connection: Sendable {
                 if !head.keepsAlive { break }
             }
         } catch let error as RequestError {
+            counters.add(\.malformed)
             await refuse(error)
         } catch {
             logger.debug(
@@ -48,11 +54,17 @@ struct Connection: Sendable {
         stream.close()
     }
 
-    private func nextHead(_ parser: inout RequestParser) async throws -> RequestHead? {
+    private func nextHead(
+        _ parser: inout RequestParser, _ deadline: NIODeadline?
+    ) async throws -> RequestHead? {
         while true {
             if let head = try parser.nextHead() { return head }
-            let timeout = parser.isEmpty ? Self.idleTimeout : Self.requestTimeout
-            guard let bytes = try await stream.read(timeout: timeout) else { return nil }
+            let usual = parser.isEmpty ? Self.idleTimeout : Self.requestTimeout
+            let timeout = deadline.map { max(.milliseconds(1), $0 - NIODeadline.now()) } ?? usual
+            guard let bytes = try await stream.read(timeout: timeout) else {
+                if let deadline, NIODeadline.now() >= deadline { counters.add(\.silent) }
+                return nil
+            }
             parser.append(bytes.readableBytesView)
         }
     }

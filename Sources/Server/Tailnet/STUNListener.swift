@@ -16,14 +16,29 @@ struct STUNListener: Sendable {
         options.blockDirect ? nil : open(options.stunListenAddress, logger: logger)
     }
 
-    /// Opens it at `host:port`; an empty text is none.
-    static func open(_ address: String, logger: Logger) -> STUNListener? {
-        guard !address.isEmpty else { return nil }
-        guard let (host, port) = HostPort.split(address) else {
-            logger.warning("no STUN: not an address", metadata: ["address": "\(address)"])
+    /// Why it cannot be opened.
+    struct Unusable: Error, CustomStringConvertible {
+        var description: String
+    }
+
+    /// Opens it at `host:port`, or warns; an empty text is none.
+    private static func open(_ address: String, logger: Logger) -> STUNListener? {
+        do {
+            return try bound(address)
+        } catch {
+            logger.warning(
+                "no STUN: direct connections through NATs will be harder to find",
+                metadata: ["error": "\(error)"])
             return nil
         }
-        let number = UInt16(port ?? 3478)
+    }
+
+    /// Opens it at `host:port`; an empty text is none.
+    static func bound(_ address: String) throws(Unusable) -> STUNListener? {
+        guard !address.isEmpty else { return nil }
+        guard let (host, port) = HostPort.split(address), let number = UInt16(exactly: port ?? 3478) else {
+            throw Unusable(description: "STUN: \"\(address)\" is not an address of the form host:port")
+        }
         var candidates: [(v4: String?, v6: String?)] = [(host, nil), (nil, host)]
         // Without IPv6 on this machine, IPv4 alone will do.
         if host.isEmpty { candidates = [("0.0.0.0", "::"), ("0.0.0.0", nil)] }
@@ -44,10 +59,7 @@ struct STUNListener: Sendable {
                 cause = "\(error)"
             }
         }
-        logger.warning(
-            "no STUN: direct connections through NATs will be harder to find",
-            metadata: ["address": "\(address)", "error": "\(cause)"])
-        return nil
+        throw Unusable(description: "STUN on UDP \(address): \(cause)")
     }
 
     /// What it did so far.
