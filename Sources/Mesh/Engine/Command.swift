@@ -23,6 +23,8 @@ enum Command: Sendable {
     case unlisten(listener: UInt64)
     case attach(token: UInt64, reading: Int32, writing: Int32)
     case abort(token: UInt64)
+    /// Nobody has room for this stream now: the peer should ask again.
+    case postpone(token: UInt64)
 
     case ping(token: UInt64, MeshPeerID)
     case reach(token: UInt64, IPAddress, limit: Interval)

@@ -256,6 +256,7 @@ struct Engine: ~Copyable {
         case .attach(let token, let reading, let writing):
             attach(token: token, reading: reading, writing: writing)
         case .abort(let token): abort(token: token)
+        case .postpone(let token): postpone(token: token)
         case .ping(let token, let name): ping(token: token, name)
         case .reach(let token, let address, let limit): reach(token: token, address, limit: limit)
         case .cancel(let token): cancel(token: token)
@@ -318,6 +319,18 @@ struct Engine: ~Copyable {
             finish(slot, .reset, abort: true)
         } else if let slot = flows.slot(token: token) {
             closeFlow(slot, .closed)
+        }
+    }
+
+    /// A SYN that was not answered yet is forgotten, so that the peer repeats it; anything else is refused.
+    private mutating func postpone(token: UInt64) {
+        counters.refused += 1
+        if let slot = streams.slot(token: token), streams[slot].phase == .waiting,
+            stack.forget(streams[slot].connection)
+        {
+            finish(slot, .closed, abort: false)
+        } else {
+            abort(token: token)
         }
     }
 

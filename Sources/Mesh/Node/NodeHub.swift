@@ -122,10 +122,11 @@ final class NodeHub: Sendable {
     ) {
         let sink = state.withLock { $0.sinks[listener] }
         replies.streamBegan(token)
-        // A stream that is not yielded, or dropped from a full buffer, rejects itself when it goes away.
+        // A stream that is not yielded, or a flow dropped from a full buffer, rejects itself when it goes away.
         switch sink {
         case .streams(let continuation):
-            continuation.yield(IncomingStream(hub: self, token: token, local: local, remote: remote))
+            let stream = IncomingStream(hub: self, token: token, local: local, remote: remote)
+            if case .dropped(let surplus) = continuation.yield(stream) { surplus.postpone() }
         case .flows(let continuation):
             continuation.yield(IncomingFlow(hub: self, token: token, local: local, remote: remote))
         case nil: queue.post(.abort(token: token))
