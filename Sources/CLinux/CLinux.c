@@ -219,8 +219,9 @@ int clinux_descriptor_kind(int descriptor) {
     if (getsockopt(descriptor, SOL_SOCKET, SO_TYPE, &type, &size) < 0) return 0;
     size = sizeof domain;
     if (getsockopt(descriptor, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0) return 0;
-    if (type != SOCK_STREAM) return 3;
-    return domain == AF_INET || domain == AF_INET6 ? 1 : 2;
+    int internet = domain == AF_INET || domain == AF_INET6;
+    if (type != SOCK_STREAM) return internet ? 6 : 3;
+    return internet ? 1 : 2;
 }
 
 void clinux_reset_on_close(int descriptor) {

@@ -211,6 +211,8 @@ enum MeshReport {
                 "repeated_handshakes": .int(counters.repeatedHandshakes),
                 "refused": .int(counters.refused),
             ]),
+            "buffer_bytes": .int(status.bufferBytes),
+            "stack": .object(status.stack.named.map { .init(key: $0.name, value: .int($0.value)) }),
         ])
     }
 

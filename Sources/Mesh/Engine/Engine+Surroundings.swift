@@ -168,6 +168,7 @@ extension Engine {
         let features = v4?.features
         return NodeStatus(
             ownNode: ownNode, peers: list.sorted { $0.id < $1.id }, counters: total,
+            stack: stack.counters, bufferBytes: stack.bufferBytes,
             streams: streams.count + flows.count, openRelays: relays.filter(\.isOpen).map(\.region).sorted(),
             segmentation: features?.segmentation ?? false, coalescing: features?.coalescing ?? false,
             socketBufferBytes: features?.bufferBytes ?? 0, portV4: v4?.localAddress.port ?? 0,
@@ -265,6 +266,8 @@ extension Engine {
                 }
             case .closed(let id, let reason): streamClosed(id, reason)
             case .datagrams: receiveDatagrams()
+            case .datagramRefused(let local, let remote):
+                if let slot = flows.slot(local, remote) { closeFlow(slot, .reset) }
             case .pong(_, let token): handlePong(token)
             case .echoReply, .rejected: break
             }

@@ -105,6 +105,10 @@ public struct NodeStatus: Hashable, Sendable {
     public var peers: [PeerStatus]
     /// Counters since the start.
     public var counters: NodeCounters
+    /// Counters of the TCP/IP stack since the start.
+    public var stack = StackCounters()
+    /// Bytes that all streams hold between descriptors and peers.
+    public var bufferBytes = 0
     /// Local UDP ports: IPv4 and IPv6, 0 where there is no socket.
     public var ports: (v4: UInt16, v6: UInt16) { (portV4, portV6) }
     /// The address that the router forwards to this node, and by which protocol it was asked (`pcp`, `nat-pmp`,
