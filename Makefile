@@ -27,7 +27,7 @@ unit: ## run the tests that are built already
 	scripts/run-tests
 
 interop: build ## only the tests against real peers (wireguard-go, OpenSSH, the kernel), as root
-	scripts/run-tests --filter 'Interop|EndToEnd'
+	scripts/run-tests --filter 'Interop|EndToEnd|NetstackKernelTests'
 
 lint: ## check the format of all sources
 	@git ls-files -co --exclude-standard '*.swift' | grep -v '\.pb\.swift$$' | xargs swift format lint --strict
@@ -41,7 +41,7 @@ bench: toolchain packages test-packages ## measure against the peers and print t
 
 fuzz: toolchain packages ## long random runs of the parsers and simulators (SEEDS=1000)
 	$(SWIFT_BUILD) --build-tests
-	SIM_SEEDS=$${SEEDS:-1000} swift test -c release --skip-build --filter 'Fuzz|Simulat|Soak'
+	SIM_SEEDS=$${SEEDS:-1000} swift test -c release --skip-build --filter 'Fuzz|Simulat|Soak|NetstackKernelTests'
 
 toolchain:
 	@command -v swift >/dev/null || { echo "swift is not on PATH: install the Swift 6.3 toolchain for Debian 12 from swift.org/install/linux and try again" >&2; exit 1; }
