@@ -71,6 +71,8 @@ public struct UDPSocket: ~Copyable, Sendable {
         public var lost: UInt64 = 0
         /// `sendmsg`, `sendmmsg` and `recvmmsg` calls.
         public var calls: UInt64 = 0
+        /// How often a full buffer was waited for.
+        public var waits: UInt64 = 0
 
         /// All zero.
         public init() {}
@@ -162,12 +164,18 @@ public struct UDPSocket: ~Copyable, Sendable {
         failures.append(SendFailure(destination: destination, code: -result))
     }
 
+    /// How often one call of `send` waits for a full buffer: each time up to `waitMilliseconds`, and no more once
+    /// that was in vain. A device that is stuck must not stop the thread's timers and its other peers.
+    public static let patience = 4
+    private static let waitMilliseconds: Int32 = 5
+
     /// Sends runs of datagrams out of `memory`. What the kernel refuses is lost, as UDP may, and counted.
     public mutating func send(_ runs: UnsafeBufferPointer<DatagramRun>, from memory: UnsafeRawPointer) {
         var next = 0
+        var patience = Self.patience
         while next < runs.count {
             if !features.segmentation {
-                sendPlainly(runs[next], from: memory)
+                sendPlainly(runs[next], from: memory, &patience)
                 next += 1
                 continue
             }
@@ -182,7 +190,7 @@ public struct UDPSocket: ~Copyable, Sendable {
             let run = runs[next]
             switch -result {
             case EAGAIN, ENOBUFS:
-                if waitUntilWritable() { continue }
+                if waitUntilWritable(&patience) { continue }
                 counters.lost += UInt64(run.datagramCount)
             case EIO where run.datagramCount > 1:
                 // The device cannot compute checksums of segments: off for good, and once more plainly.
@@ -190,7 +198,7 @@ public struct UDPSocket: ~Copyable, Sendable {
                 continue
             case EINVAL where run.datagramCount > 1:
                 // A segment is larger than the route's MTU: only plain datagrams tell which error it is.
-                sendPlainly(run, from: memory)
+                sendPlainly(run, from: memory, &patience)
             default:
                 counters.lost += UInt64(run.datagramCount)
                 noteFailure(run.destination, result)
@@ -199,18 +207,19 @@ public struct UDPSocket: ~Copyable, Sendable {
         }
     }
 
-    private mutating func sendPlainly(_ run: DatagramRun, from memory: UnsafeRawPointer) {
+    private mutating func sendPlainly(
+        _ run: DatagramRun, from memory: UnsafeRawPointer, _ patience: inout Int
+    ) {
         var raw = run.raw
         var done = 0
-        var patience = 2
         while done < run.datagramCount {
             let result = clinux_send_plain(number, memory, &raw, UInt32(done))
             counters.calls += 1
             if result > 0 {
                 done += Int(result)
                 counters.sent += UInt64(result)
-            } else if -result == EAGAIN, patience > 0, waitUntilWritable() {
-                patience -= 1
+            } else if [EAGAIN, ENOBUFS].contains(-result), waitUntilWritable(&patience) {
+                continue
             } else {
                 done += 1
                 counters.lost += 1
@@ -220,10 +229,15 @@ public struct UDPSocket: ~Copyable, Sendable {
     }
 
     /// Full socket buffer: the device drains it within microseconds to milliseconds; dropping would make TCP
-    /// inside believe in congestion. Bounded, so that a dead device cannot stop the engine.
-    private func waitUntilWritable() -> Bool {
+    /// inside believe in congestion. False: patience is at its end.
+    private mutating func waitUntilWritable(_ patience: inout Int) -> Bool {
+        guard patience > 0 else { return false }
+        counters.waits += 1
         var wait = pollfd(fd: number, events: Int16(POLLOUT), revents: 0)
-        return poll(&wait, 1, 5) > 0 && wait.revents & Int16(POLLOUT) != 0
+        let isWritable =
+            poll(&wait, 1, Self.waitMilliseconds) > 0 && wait.revents & Int16(POLLOUT) != 0
+        patience = isWritable ? patience - 1 : 0
+        return isWritable
     }
 
     private func withRaw(

@@ -224,7 +224,9 @@ private final class Client {
             guard !isWriting else { continue }
             let result = unsafe buffer.withUnsafeMutableBytes { unsafe Descriptor.read(number, into: $0) }
             switch result {
-            case .moved(let count): session.receive(buffer[..<count])
+            case .moved(let count):
+                session.receive(buffer[..<count])
+                buffer.wipe(first: count)
             case .wouldBlock: return true
             case .end, .failed: return false
             }
@@ -240,6 +242,8 @@ private final class Client {
             guard case .moved(let count) = result else { return result }
             written += count
         }
+        // Keys are in it, and much memory.
+        answer.wipe()
         answer = []
         written = 0
         return .moved(0)

@@ -33,7 +33,7 @@ extension TunnelLoop {
     package mutating func setListenPort(_ port: UInt16) throws(SystemError) {
         if isUp {
             if port != 0, port == listenPort { return }
-            let sockets = try TunnelSockets(port: port, mark: firewallMark, options: options)
+            let sockets = try TunnelSockets.open(port: port, mark: firewallMark, options: options)
             install(sockets)
         } else {
             listenPort = port
@@ -64,7 +64,7 @@ extension TunnelLoop {
             return
         }
         do {
-            install(try TunnelSockets(port: listenPort, mark: firewallMark, options: options))
+            install(try TunnelSockets.open(port: listenPort, mark: firewallMark, options: options))
             isUp = true
             device.wakePeers(now: now)
         } catch {
@@ -100,8 +100,26 @@ struct TunnelSockets: ~Copyable {
     var v6: UDPSocket?
     private(set) var port: UInt16
 
+    /// How many ports of the kernel's choice are tried: the choice is free in one family, but may be taken in
+    /// the other.
+    private static let attempts = 100
+
+    /// Sockets on `port`, or on any port that is free in both families when it is 0.
+    static func open(
+        port: UInt16, mark: UInt32, options: WireGuardTunnel.Options
+    ) throws(SystemError) -> TunnelSockets {
+        for _ in 1..<attempts where port == 0 {
+            do throws(SystemError) {
+                return try TunnelSockets(port: port, mark: mark, options: options)
+            } catch {
+                guard error.isAddressInUse else { throw error }
+            }
+        }
+        return try TunnelSockets(port: port, mark: mark, options: options)
+    }
+
     /// A machine may lack one family, not both; a port that is taken in either is an error.
-    init(port: UInt16, mark: UInt32, options: WireGuardTunnel.Options) throws(SystemError) {
+    private init(port: UInt16, mark: UInt32, options: WireGuardTunnel.Options) throws(SystemError) {
         v4 = nil
         v6 = nil
         self.port = port

@@ -172,8 +172,10 @@ package struct TunnelLoop: ~Copyable {
         options.ended()
     }
 
-    /// Handshakes, keepalives, packets that waited for a handshake.
+    /// Handshakes, keepalives, packets that waited for a handshake. While the link is down they stay in the
+    /// device: an initiation that was made and thrown away would put off the next one by five seconds.
     mutating func sendControl() {
+        guard isUp else { return }
         while device.hasOutput {
             if burst.isFull(for: device.outputSize) { flush() }
             let place = unsafe UnsafeMutableRawBufferPointer(rebasing: burst.memory[burst.used...])
@@ -181,7 +183,6 @@ package struct TunnelLoop: ~Copyable {
             let time = WireGuard.WallTime(
                 seconds: UInt64(max(0, wall.seconds)), nanoseconds: wall.nanoseconds)
             guard let output = unsafe device.nextOutput(into: place, now: now, wallTime: time) else { break }
-            guard isUp else { continue }
             if let endpoint = kernelEndpoint(of: output.peer) {
                 burst.append(output.length, to: endpoint)
             } else {

@@ -83,6 +83,8 @@ extension WireGuard.Device {
         guard let pair = slot else { return }
         slot = nil
         indices.remove(pair.value.localIndex)
+        cipher.forget(pair.value.keys.send)
+        cipher.forget(pair.value.keys.receive)
         pair.free()
     }
 

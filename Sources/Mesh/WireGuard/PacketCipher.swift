@@ -52,9 +52,17 @@ extension WireGuard {
         /// Chooses the key of all following packets. Costs next to nothing when it is the same as before.
         @inline(__always)
         package func load(_ newKey: Bytes32) {
-            guard unsafe key.load(as: Bytes32.self) != newKey else { return }
-            replaceKey(newKey)
+            if !isLoaded(newKey) { replaceKey(newKey) }
         }
+
+        /// Lets go of a key that is not needed any more, if it is loaded.
+        package func forget(_ oldKey: Bytes32) {
+            if isLoaded(oldKey) { replaceKey(Bytes32()) }
+        }
+
+        /// Whether packets would be sealed with this key.
+        @inline(__always)
+        package func isLoaded(_ other: Bytes32) -> Bool { unsafe key.load(as: Bytes32.self) == other }
 
         private func replaceKey(_ newKey: Bytes32) {
             unsafe key.storeBytes(of: newKey, as: Bytes32.self)

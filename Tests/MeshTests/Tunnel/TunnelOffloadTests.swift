@@ -37,7 +37,7 @@ struct TunnelOffloadTests {
         let tunnel = try await lab.on(lab.a) { try WireGuardTunnel(name: "wgt%d", options: options) }
         let failure = tunnel.perform { loop -> String? in
             do {
-                loop.device.setPrivateKey(key)
+                loop.device.setPrivateKey(key, now: loop.now)
                 let peer = try loop.device.addPeer(
                     .init(publicKey: theirs, allowedIPs: [IPPrefix(host: WireGuardGoLab.theirInner)]),
                     now: loop.now)
@@ -120,6 +120,30 @@ struct TunnelOffloadTests {
         #expect(try ping(56).contains(" 0% packet loss"))
     }
 
+    /// Any port means any that is free in both families, also when the kernel's first choice is not.
+    @Test func aPortOfTheKernelsChoiceIsFreeInBothFamilies() async throws {
+        let lab = try await WireGuardGoLab()
+        defer { lab.close() }
+        let tunnel = try await makeTunnel(lab, Kernel.modern.options)
+        defer { tunnel.close() }
+        try lab.run([
+            "ip", "netns", "exec", lab.a, "sysctl", "-qw", "net.ipv4.ip_local_port_range=40000 40003",
+        ])
+        let others = try await lab.on(lab.a) { [try BoundPort(40_000), try BoundPort(40_001)] }
+        let ports = tunnel.perform { loop in
+            (0..<12).map { _ -> UInt16 in
+                do throws(SystemError) {
+                    try loop.setListenPort(0)
+                    return loop.listenPort
+                } catch {
+                    return 0
+                }
+            }
+        }
+        #expect(ports?.allSatisfy { $0 == 40_002 || $0 == 40_003 } == true, "\(ports ?? [])")
+        #expect(others.count == 2)
+    }
+
     /// Deleting the device ends the tunnel.
     @Test func deletionEndsTheTunnel() async throws {
         let lab = try await WireGuardGoLab()
@@ -140,5 +164,5 @@ struct TunnelOffloadTests {
 private final class BoundPort: Sendable {
     let socket: UDPSocket
 
-    init() throws { socket = try UDPSocket(bindingTo: .any(v4: true)) }
+    init(_ port: UInt16 = 0) throws { socket = try UDPSocket(bindingTo: .any(v4: true, port: port)) }
 }

@@ -150,7 +150,10 @@ final class WireGuardNode {
     func peer(for key: NodePublicKey) -> WireGuard.PeerIndex? { device.peer(for: key) }
     func peer(for address: IPAddress) -> WireGuard.PeerIndex? { device.peer(for: address) }
     func removePeer(_ index: WireGuard.PeerIndex) -> Bool { device.removePeer(index) }
-    func setPrivateKey(_ key: PrivateKey) -> WireGuard.PeerIndex? { device.setPrivateKey(key) }
+    func setPrivateKey(_ key: PrivateKey, now: Instant) -> WireGuard.PeerIndex? {
+        device.setPrivateKey(key, now: now)
+    }
+    func wakePeers(now: Instant) { device.wakePeers(now: now) }
     func statistics(of index: WireGuard.PeerIndex, now: Instant) -> WireGuard.PeerStatistics? {
         device.statistics(of: index, now: now)
     }
