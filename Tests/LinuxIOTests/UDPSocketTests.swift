@@ -58,7 +58,8 @@ import Testing
             try NetworkNamespace.enterNew()
             // Sends eight kilobits a second: what is not sent stays charged to the socket.
             for command in [
-                "ip link set lo up mtu 1500", "tc qdisc add dev lo root tbf rate 8kbit burst 1600 limit 900mb",
+                "ip link set lo up mtu 1500",
+                "tc qdisc add dev lo root tbf rate 8kbit burst 1600 limit 900mb",
             ] {
                 #expect(system(command) == 0, "\(command)")
             }

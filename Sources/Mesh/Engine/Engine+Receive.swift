@@ -101,6 +101,9 @@ extension Engine {
         case .cookie: break
         case .reply(let length):
             unsafe sendReply(UnsafeRawBufferPointer(rebasing: bytes[..<length]), to: source)
+        case .refused(let peer, _):
+            noteSource(peer, source)
+            counters.wireGuardDropped += 1
         case .dropped:
             counters.wireGuardDropped += 1
         }

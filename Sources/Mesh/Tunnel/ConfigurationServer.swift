@@ -10,8 +10,8 @@ package protocol ConfigurableTunnel: Sendable {
     func apply(_ settings: [UAPI.Setting], _ cursor: UAPI.Cursor) -> (UAPI.Cursor, UAPI.Failure?)
     /// Ends the operation.
     func finish(_ cursor: UAPI.Cursor)
-    /// All that `get` tells.
-    func status() -> UAPI.Status
+    /// All that `get` tells; nil when the tunnel has ended.
+    func status() -> UAPI.Status?
 }
 
 /// Serves `/var/run/wireguard/NAME.sock` to `wg` and its like, on a thread of its own: a client that is slow to
@@ -251,7 +251,7 @@ private final class Client {
 
     private func handle(_ event: UAPI.Session.Event, _ tunnel: any ConfigurableTunnel) -> Bool {
         switch event {
-        case .get: answer = tunnel.status().answer
+        case .get: answer = tunnel.status()?.answer ?? UAPI.answer(.ended)
         case .begin:
             cursor = UAPI.Cursor()
             failure = nil

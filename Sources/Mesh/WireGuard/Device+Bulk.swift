@@ -71,7 +71,9 @@ extension WireGuard.Device {
             peer.value.timers.retransmit = .never
             peer.value.attempts = 0
             if peer.value.keepaliveInterval > 0 { armPersistentKeepalive(peer, now: now) }
-            if peer.value.keepaliveInterval > 0 || !peer.value.staged.isEmpty { sendKeepalive(peer, now: now) }
+            if peer.value.keepaliveInterval > 0 || !peer.value.staged.isEmpty {
+                sendKeepalive(peer, now: now)
+            }
         }
     }
 }

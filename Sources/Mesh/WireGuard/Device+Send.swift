@@ -21,6 +21,8 @@ extension WireGuard {
         package let length: Int
         /// Whether it carries an inner packet, as opposed to handshakes and keepalives.
         package let isData: Bool
+        /// Whether it is an initiation because the peer was silent: the way to it may be another one now.
+        package var followsSilence = false
     }
 }
 
@@ -224,7 +226,11 @@ extension WireGuard.Device {
         if peer.value.wantsInitiation {
             peer.value.wantsInitiation = false
             if unsafe writeInitiation(to: peer, into: buffer.baseAddress!, now: now, wallTime: wallTime) {
-                return WireGuard.Output(peer: index, length: WireGuard.initiationSize, isData: false)
+                let followsSilence = peer.value.wasSilent
+                peer.value.wasSilent = false
+                return WireGuard.Output(
+                    peer: index, length: WireGuard.initiationSize, isData: false,
+                    followsSilence: followsSilence)
             }
         }
         guard peer.value.wantsKeepalive || !peer.value.staged.isEmpty,

@@ -10,11 +10,11 @@ extension WireGuard {
     @safe
     package struct PacketCipher: ~Copyable {
         /// Who computes.
-        package enum BackEnd: CaseIterable, Sendable {
+        package enum BackEnd: String, CaseIterable, Sendable {
             /// Our own, for AVX-512 IFMA: half the time of the next one.
-            case vector
+            case vector = "avx512"
             /// `EVP_AEAD` of swift-crypto's BoringSSL: assembly that runs both algorithms in one pass.
-            case boringSSL
+            case boringSSL = "boringssl"
             /// libsodium: portable.
             case sodium
 
@@ -24,9 +24,13 @@ extension WireGuard {
             }
         }
 
-        /// The fastest back end that passes its self-test; the portable one in any case. Tested once per
-        /// process.
-        package static let preferred: BackEnd = BackEnd.allCases.first { selfTest($0) } ?? .sodium
+        /// The fastest back end that passes its self-test, the portable one in any case; and those that did not
+        /// pass. Tested once per process.
+        package static let choice: (backEnd: BackEnd, failed: [BackEnd]) = {
+            let failed = Array(BackEnd.allCases.prefix { !selfTest($0) })
+            return (BackEnd.allCases.dropFirst(failed.count).first ?? .sodium, failed)
+        }()
+        package static var preferred: BackEnd { choice.backEnd }
 
         package let backEnd: BackEnd
         private let context: UnsafeMutablePointer<EVP_AEAD_CTX>
@@ -169,8 +173,7 @@ extension WireGuard.PacketCipher {
         guard cipher.passesKnownAnswer() else { return false }
         for length in [
             0, 1, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 255, 256, 319, 320, 448, 449, 511, 960, 961,
-            1280, 1420,
-            1984, 1985,
+            1280, 1420, 1984, 1985,
         ] {
             guard cipher.agrees(with: other, length: length) else { return false }
         }

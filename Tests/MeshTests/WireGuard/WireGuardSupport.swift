@@ -114,6 +114,8 @@ final class WireGuardNode {
     var packets: [[UInt8]] = []
     var keepalives = 0
     var drops: [WireGuard.DropReason] = []
+    /// Initiations that were sent because no answer came.
+    var silences = 0
     /// Seconds by which this node's civil time is wrong.
     var wallOffset: Int64 = 0
     private var buffer = [UInt8](repeating: 0, count: 2048)
@@ -175,6 +177,7 @@ final class WireGuardNode {
         let output = buffer.withUnsafeMutableBytes {
             device.nextOutput(into: $0, now: now, wallTime: wall(now))
         }
+        if output?.followsSilence ?? false { silences += 1 }
         return output.map { Array(buffer[..<$0.length]) }
     }
 
@@ -190,7 +193,7 @@ final class WireGuardNode {
         switch result {
         case .packet(_, let range): packets.append(Array(copy[range]))
         case .keepalive: keepalives += 1
-        case .dropped(let reason): drops.append(reason)
+        case .dropped(let reason), .refused(_, let reason): drops.append(reason)
         case .reply(let length): return (result, Array(copy[..<length]))
         case .handshake, .cookie: break
         }
