@@ -20,6 +20,7 @@ enum Commands {
             ConnectCommand.command, VSCodeSSHCommand.command, GitSSHCommand.command,
             GitAskpassCommand.command, WireGuardCommand.command, AgentCommand.command, MeshCommand.command,
             HostedCommands.server(hooks), HostedCommands.relay(hooks), RelayLoadCommand.command,
+            CipherRateCommand.command,
             WorkspaceProxyCommand.command(hooks),
         ]
         return root
