@@ -179,8 +179,8 @@ struct WireGuardQuickTests {
         }
     }
 
-    /// `wg syncconf` with what `wg-quick strip` gives changes what is different and keeps the session; then one
-    /// end moves to another port, and the other follows.
+    /// `wg syncconf` with what `wg-quick strip` gives changes what is different and keeps the session; then
+    /// one end moves to another port, and the other follows.
     private func changeWhileRunning(_ ends: [End]) async throws {
         func handshake(_ end: End) async throws -> String {
             try await must(end.host.on(["wg", "show", end.name, "latest-handshakes"]))
@@ -204,7 +204,8 @@ struct WireGuardQuickTests {
         try await ping(ends[1], "10.86.0.1")
     }
 
-    /// All of a host's traffic through the tunnel: `wg-quick` marks the tunnel's own packets and routes by that.
+    /// All of a host's traffic through the tunnel: `wg-quick` marks the tunnel's own packets and routes by
+    /// that.
     @Test func fullTunnel() async throws {
         try prepare()
         let lab = try await Lab(["a", "b"], network: 73)

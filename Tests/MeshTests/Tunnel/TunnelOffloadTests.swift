@@ -169,8 +169,8 @@ struct TunnelOffloadTests {
         #expect(others.count == 2)
     }
 
-    /// As for a container: made here, moved to a namespace without any other network, renamed, brought up there.
-    /// The sockets stay here.
+    /// As for a container: made here, moved to a namespace without any other network, renamed, brought up
+    /// there. The sockets stay here.
     @Test func theDeviceMayMove() async throws {
         let lab = try await WireGuardGoLab()
         let inside = lab.a + "c"
