@@ -59,7 +59,7 @@ extension Engine {
             return
         }
         let kind = unsafe UInt32(littleEndian: bytes.loadUnaligned(as: UInt32.self))
-        if udpLoss == .data, kind == WireGuard.MessageType.data, case .udp = source { return }
+        if case .udp = source, udpLoss.drops(kind) { return }
         if kind >= 1, kind <= 4 { return unsafe receiveWireGuard(bytes, from: source) }
         let span = unsafe UnsafeRawBufferPointer(bytes).bytes
         if Disco.looksLikeDisco(span) {
@@ -96,7 +96,9 @@ extension Engine {
             } else {
                 unsafe stack.receive(packet, isAuthentic: true, now: now)
             }
-        case .keepalive(let peer), .handshake(let peer):
+        case .keepalive(let peer): noteSource(peer, source)
+        case .handshake(let peer):
+            if case .relay(let region, _) = source { relayedInitiations[peer] = region }
             noteSource(peer, source)
         case .cookie: break
         case .reply(let length):

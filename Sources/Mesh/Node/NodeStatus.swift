@@ -112,6 +112,10 @@ public struct NodeStatus: Hashable, Sendable {
     public var portMapping: (address: SocketAddress, service: String)? {
         mappedAddress.map { ($0, mappedBy) }
     }
+    /// What this node knows of its own network.
+    public var network: PathExplanation.PeerNetwork
+    /// Own IPv4 address as a STUN server sees it.
+    public var globalV4: SocketAddress?
     /// Open streams and UDP flows.
     public var streams: Int
     /// Relay regions with an open connection.
