@@ -133,7 +133,7 @@ if !pureOnly {
             ],
             swiftSettings: base),
         .testTarget(
-            name: "AgentTests", dependencies: ["Agent", "RPC", "Resume", "SSH", "LinuxIO"],
+            name: "AgentTests", dependencies: ["Agent", "Mesh", "RPC", "Resume", "SSH", "LinuxIO"],
             swiftSettings: base),
         .testTarget(
             name: "ServerTests",

@@ -129,7 +129,7 @@ actor AgentRuntime {
         let terminals = TerminalService(terminalConfiguration())
         self.terminals = terminals
         let http = AgentHTTP(
-            own: { [self] in ownNode.withLock { $0 } },
+            own: { [self] in ownNode.withLock { $0 } }, status: { try? await tailnet.node.status() },
             recordings: { (try? await tailnet.node.recordings()) ?? [] })
         let listeners = MeshListeners(
             node: tailnet.node, departures: tailnet.departures, ssh: ssh, terminals: terminals, http: http,

@@ -34,6 +34,10 @@ package struct AgentHTTP: Sendable {
             var PreferredDERP: Int
             var RegionLatency: [String: Double]
             var endpoints: [String]
+            var UDP: Bool?
+            var MappingVariesByDestIP: Bool?
+            var GlobalV4: String
+            var DirectBlocked: Bool
         }
         var severity: String
         var netcheck: Report
@@ -53,18 +57,21 @@ package struct AgentHTTP: Sendable {
     }
 
     let own: @Sendable () -> OwnNode?
+    let status: @Sendable () async -> NodeStatus?
     let recordings: @Sendable () async -> [NodeRecording]
 
     package init(
         own: @escaping @Sendable () -> OwnNode?,
+        status: @escaping @Sendable () async -> NodeStatus? = { nil },
         recordings: @escaping @Sendable () async -> [NodeRecording] = { [] }
     ) {
         self.own = own
+        self.status = status
         self.recordings = recordings
     }
 
-    /// Serves one connection. Blocks.
-    package func serve(_ socket: consuming OwnedDescriptor) {
+    /// Serves one connection of the peer with this address in the tunnel. Blocks.
+    package func serve(_ socket: consuming OwnedDescriptor, from peer: IPAddress? = nil) {
         let number = socket.number
         var time = timeval(tv_sec: Self.timeoutSeconds, tv_usec: 0)
         setsockopt(number, SOL_SOCKET, SO_RCVTIMEO, &time, socklen_t(MemoryLayout<timeval>.size))
@@ -85,40 +92,49 @@ package struct AgentHTTP: Sendable {
                 Port(process_name: $0.process, network: "tcp", port: $0.port)
             }
             answer(number, "200 OK", Ports(ports: ports))
-        case "/api/v0/path-recordings": answer(number, "200 OK", recorded())
+        case "/api/v0/path-recordings": answer(number, "200 OK", recorded(of: peer))
         case "/api/v0/netcheck": answer(number, "200 OK", netcheck())
         default: answer(number, "404 Not Found", Message(message: "Route not found."))
         }
     }
 
-    private final class Found: Sendable {
-        let recordings = Mutex<[NodeRecording]>([])
+    private final class Found<Value: Sendable>: Sendable {
+        let value = Mutex<Value?>(nil)
     }
 
-    /// What the flight recorder holds, without the names of the peers. Blocks this thread, which serves nobody else.
-    private func recorded() -> Recordings {
-        let found = Found()
+    /// What the node says. Blocks this thread, which serves nobody else.
+    private func wait<Value: Sendable>(for body: @escaping @Sendable () async -> Value) -> Value? {
+        let found = Found<Value>()
         let isDone = DispatchSemaphore(value: 0)
-        Task { [recordings] in
-            let result = await recordings()
-            found.recordings.withLock { $0 = result }
+        Task {
+            let result = await body()
+            found.value.withLock { $0 = result }
             isDone.signal()
         }
-        guard isDone.wait(timeout: .now() + .seconds(Self.timeoutSeconds)) == .success else {
-            return Recordings(recordings: [])
+        guard isDone.wait(timeout: .now() + .seconds(Self.timeoutSeconds)) == .success else { return nil }
+        return found.value.withLock { $0 }
+    }
+
+    /// What the flight recorder holds of the peer that asks: where others connect from is none of its business.
+    private func recorded(of peer: IPAddress?) -> Recordings {
+        let own = (wait(for: recordings) ?? []).filter { recording in
+            peer.map { recording.addresses.contains($0) } ?? false
         }
-        return Recordings(
-            recordings: found.recordings.withLock { $0 }.map { Recordings.Entry(recording: $0.recording) })
+        return Recordings(recordings: own.map { Recordings.Entry(recording: $0.recording) })
     }
 
     private func netcheck() -> Netcheck {
         let node = own()
+        let status = wait(for: status) ?? nil
         let interfaces = (try? InterfaceAddress.all()) ?? []
         return Netcheck(
             severity: node.map { $0.homeRegion != 0 ? "ok" : "error" } ?? "error",
             netcheck: .init(
                 PreferredDERP: node?.homeRegion ?? 0, RegionLatency: node?.latencies ?? [:],
-                endpoints: node?.endpoints.map(\.description) ?? []),
+                endpoints: node?.endpoints.map(\.description) ?? [], UDP: status?.network.hasUDP,
+                MappingVariesByDestIP: status?.network.mappingVaries,
+                GlobalV4: status?.globalV4.map(\.description) ?? "",
+                DirectBlocked: status?.network.blocksDirect ?? false),
             interfaces: interfaces.filter(\.isUp).map { entry in
                 let address = entry.address
                 let ip =

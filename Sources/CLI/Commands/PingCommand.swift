@@ -34,8 +34,9 @@ enum PingCommand {
         let workspace = try await client.workspace(name)
         let agent = try workspace.agent(named: name.agent)
         guard agent.status == "connected" else {
-            throw CommandError(
-                "the agent of the workspace \"\(workspace.name)\" is not connected (\(agent.status))")
+            let why = "the agent of the workspace \"\(workspace.name)\" is not connected (\(agent.status))"
+            guard invocation.values.bool("explain") else { throw CommandError(why) }
+            return try PingExplanation.unreachable(invocation, workspace.name, why)
         }
         let link = try await AgentLink.open(invocation, client, agent)
         if invocation.values.bool("explain") { return try await explain(invocation, link, workspace.name) }

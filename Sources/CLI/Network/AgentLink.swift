@@ -18,6 +18,10 @@ struct AgentLink: Sendable {
     let regionNames: @Sendable (Int) -> String
     let plainAgent: PlainAgent
     private let tailnet: ClientTailnet
+    private let recordOnSignal: RecordOnSignal
+
+    /// What is recorded of this connection.
+    var records: PathRecords { PathRecords(node: node, address: address, peer: peer) }
 
     /// Joins the mesh, with the tunnel to the agent asked for. `reach` then waits for the agent. `connection` is what
     /// the server says about relays, if it was asked already.
@@ -42,15 +46,20 @@ struct AgentLink: Sendable {
             || invocation.values.bool("disable-direct-connections")
         let names = map.regions.mapValues(\.name)
         let tailnet = try await ClientTailnet.open(configuration)
+        let peer = MeshPeerID(high: id.high, low: id.low)
+        let records = PathRecords(node: tailnet.node, address: tailnet.agentAddress, peer: peer)
         return AgentLink(
-            node: tailnet.node, address: tailnet.agentAddress, peer: MeshPeerID(high: id.high, low: id.low),
+            node: tailnet.node, address: tailnet.agentAddress, peer: peer,
             regionNames: { names[$0] ?? "region \($0)" },
-            plainAgent: PlainAgent(invocation.environment["CODER_NO_RESUME"] == "true"), tailnet: tailnet)
+            plainAgent: PlainAgent(invocation.environment["CODER_NO_RESUME"] == "true"), tailnet: tailnet,
+            recordOnSignal: RecordOnSignal(
+                records, directory: invocation.config.path, invocation.console))
     }
 
     /// Lets `stream` come to its end, says good-bye to the coordinator and ends the node. In this order: the agent
     /// forgets us at the good-bye, and whatever it still has to say with it.
     func close(settling stream: AgentStream? = nil) async {
+        recordOnSignal.stop()
         await stream?.settle(within: .milliseconds(500))
         await tailnet.close()
     }
