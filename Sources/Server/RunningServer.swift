@@ -150,7 +150,9 @@ extension RunningServer {
             bytes: try Hex.bytes(try await Seed.value("derp_private_key", pool), count: 32))
         let relay = try Relay(Relay.Configuration(privateKey: key), generator: &generator)
         let mesh = try MeshServices(
-            map: try DERPMapBuilder.map(options, accessURL: accessURL, stunPort: stun?.port), relay: relay,
+            map: try DERPMapBuilder.map(
+                options, accessURL: accessURL, stunPort: stun?.port, secondPort: stun?.secondPort),
+            relay: relay,
             stun: stun, resumeTokens: try await ResumeTokens.load(pool))
         return Services(
             options: options, accessURL: accessURL, deploymentID: try await Seed.value("deployment_id", pool),

@@ -49,7 +49,7 @@ public struct ServerOptions: Sendable {
     /// depends on nobody else, and our own responder does the same. The word `disable` turns all of them off.
     public var stunAddresses: [String] = []
     /// `--stun-address`: our own STUN responder, UDP `host:port`; without a host on all addresses of IPv4 and IPv6;
-    /// empty turns it off.
+    /// empty turns it off. The port behind it answers too, if it is free.
     public var stunListenAddress = ":3478"
     /// `--derp-force-websockets`
     public var derpForceWebSockets = false

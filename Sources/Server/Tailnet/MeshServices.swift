@@ -72,8 +72,10 @@ enum DERPMapBuilder {
         var description: String
     }
 
-    /// `stunPort`: port of our own STUN responder, if it could be opened.
-    static func map(_ options: ServerOptions, accessURL: AccessURL, stunPort: Int?) throws -> DERPMap {
+    /// `stunPort`, `secondPort`: of our own STUN responder, if they could be opened.
+    static func map(
+        _ options: ServerOptions, accessURL: AccessURL, stunPort: Int?, secondPort: Int? = nil
+    ) throws -> DERPMap {
         guard options.derpEnable else {
             throw Unusable(
                 description:
@@ -87,10 +89,17 @@ enum DERPMapBuilder {
         node.derpPort = accessURL.port
         node.forcesHTTP = !accessURL.isSecure
         node.stunPort = options.blockDirect ? -1 : stunPort ?? -1
+        var nodes = [node]
+        if !options.blockDirect, let secondPort {
+            var second = DERPMap.Node(name: "\(id)stun0", regionID: id, hostName: accessURL.host)
+            second.isSTUNOnly = true
+            second.stunPort = secondPort
+            nodes.append(second)
+        }
         var map = DERPMap(regions: [
             id: .init(
                 id: id, code: options.derpRegionCode, name: options.derpRegionName, isEmbeddedRelay: true,
-                nodes: [node])
+                nodes: nodes)
         ])
         guard !options.blockDirect, !options.stunAddresses.contains("disable") else { return map }
         for (index, address) in options.stunAddresses.enumerated() {

@@ -9,6 +9,10 @@ struct STUNListener: Sendable {
     private let responder: STUNResponder
     /// UDP port, the same for IPv4 and IPv6.
     let port: Int
+    /// Answers at the next port, when that is free: one that asks both learns whether its NAT maps by destination.
+    private let second: STUNResponder?
+    /// Its port; nil without it.
+    var secondPort: Int? { second == nil ? nil : port + 1 }
 
     /// Opens it as the options say. Nil, with a warning, when it cannot be: clients then use the relay, or addresses
     /// that they know.
@@ -39,7 +43,9 @@ struct STUNListener: Sendable {
             do {
                 let responder = try STUNResponder(v4: v4, v6: v6)
                 guard let bound = responder.localV4 ?? responder.localV6 else { continue }
-                return STUNListener(responder: responder, port: Int(bound.port))
+                return STUNListener(
+                    responder: responder, port: Int(bound.port),
+                    second: Self.next(responder, bound.port))
             } catch {
                 cause = "\(error)"
             }
@@ -50,8 +56,29 @@ struct STUNListener: Sendable {
         return nil
     }
 
-    /// What it did so far.
-    var counters: STUNResponder.Counters { responder.counters }
+    /// The same addresses, one port further. That it is taken is no fault.
+    private static func next(_ first: STUNResponder, _ port: UInt16) -> STUNResponder? {
+        guard port < .max else { return nil }
+        func further(_ address: SocketAddress?) -> SocketAddress? {
+            address.map { SocketAddress($0.ip, port: port + 1) }
+        }
+        do {
+            return try STUNResponder(v4: further(first.localV4), v6: further(first.localV6))
+        } catch {
+            return nil
+        }
+    }
 
-    func close() { responder.close() }
+    /// What it did so far.
+    var counters: STUNResponder.Counters {
+        var result = responder.counters
+        result.answered += second?.counters.answered ?? 0
+        result.ignored += second?.counters.ignored ?? 0
+        return result
+    }
+
+    func close() {
+        responder.close()
+        second?.close()
+    }
 }
