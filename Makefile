@@ -14,7 +14,8 @@ help: ## list the targets
 run: toolchain packages ## install what is needed, build, start the server and print its URL
 	$(SWIFT_BUILD) --product coder
 	ln -sf coder $(BIN)/coder-wireguard
-	@if [ -x $(BIN)/coder-slim ]; then :; else $(SWIFT_BUILD) --product coder-slim; fi
+	$(SWIFT_BUILD) --product coder-slim
+	strip -o $(BIN)/coder-slim.stripped $(BIN)/coder-slim
 	$(BIN)/coder server $(ARGS)
 
 test: toolchain packages test-packages lint build unit ## install what is needed, then lint, build and run every test
@@ -22,12 +23,13 @@ test: toolchain packages test-packages lint build unit ## install what is needed
 build: toolchain ## build everything, tests included
 	$(SWIFT_BUILD) --build-tests
 	ln -sf coder $(BIN)/coder-wireguard
+	strip -o $(BIN)/coder-slim.stripped $(BIN)/coder-slim
 
 unit: ## run the tests that are built already
 	scripts/run-tests
 
 interop: build ## only the tests against real peers (wireguard-go, OpenSSH, the kernel), as root
-	scripts/run-tests --filter 'Interop|EndToEnd'
+	scripts/run-tests --filter 'Interop|EndToEnd|NetstackKernelTests'
 
 lint: ## check the format of all sources
 	@git ls-files -co --exclude-standard '*.swift' | grep -v '\.pb\.swift$$' | xargs swift format lint --strict
@@ -41,7 +43,7 @@ bench: toolchain packages test-packages ## measure against the peers and print t
 
 fuzz: toolchain packages ## long random runs of the parsers and simulators (SEEDS=1000)
 	$(SWIFT_BUILD) --build-tests
-	SIM_SEEDS=$${SEEDS:-1000} swift test -c release --skip-build --filter 'Fuzz|Simulat|Soak'
+	SIM_SEEDS=$${SEEDS:-1000} swift test -c release --skip-build --filter 'Fuzz|Simulat|Soak|NetstackKernelTests'
 
 toolchain:
 	@command -v swift >/dev/null || { echo "swift is not on PATH: install the Swift 6.3 toolchain for Debian 12 from swift.org/install/linux and try again" >&2; exit 1; }

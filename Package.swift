@@ -99,7 +99,7 @@ if !pureOnly {
         .target(
             name: "Agent",
             dependencies: ["Tailnet", "Resume", "Mesh", "SSH", "RPC", "HTTPTransport", "LinuxIO", log],
-            exclude: ["README.md"], swiftSettings: base),
+            exclude: ["README.md"], swiftSettings: small),
         .target(
             name: "Server",
             dependencies: nio + [
@@ -116,24 +116,34 @@ if !pureOnly {
             ],
             exclude: ["README.md"], swiftSettings: small),
         .executableTarget(
-            name: "coder", dependencies: ["CLI", "Server"],
-            swiftSettings: base),
-        .executableTarget(
-            name: "coder-slim", dependencies: ["CLI"], swiftSettings: base,
-            // One file that runs in any Linux container, whatever its C library is.
+            name: "coder", dependencies: ["CLI", "Server"], swiftSettings: base,
+            // A file that needs nothing of the toolchain, but libraries that Debian has.
             linkerSettings: [
-                .unsafeFlags(["-static-executable", "-Xlinker", "--icf=safe"]),
+                .unsafeFlags(["-static-stdlib"]), .linkedLibrary("CoreFoundation"),
+                .linkedLibrary("_FoundationICU"), .linkedLibrary("_FoundationCollections"),
+                .linkedLibrary("_FoundationCShims"),
+            ]),
+        .executableTarget(
+            name: "coder-slim", dependencies: ["CLI"], swiftSettings: small,
+            // One file that runs in any Linux container, whatever its C library is. The index of unwinding tables is
+            // for C++ exceptions, which nothing here throws.
+            linkerSettings: [
+                .unsafeFlags([
+                    "-static-executable", "-Xlinker", "--icf=safe", "-Xlinker", "--no-eh-frame-hdr",
+                ]),
                 .linkedLibrary("_FoundationCollections"),
                 .linkedLibrary("_FoundationCShims"),
             ]),
         .testTarget(
             name: "TailnetTests",
             dependencies: [
-                "Tailnet", "Mesh", "RPC", "HTTPTransport", "Coordinator", "DERPRelay", "LinuxIO", log,
+                "Tailnet", "Resume", "Mesh", "RPC", "HTTPTransport", "Coordinator", "DERPRelay", "LinuxIO",
+                log,
             ],
             swiftSettings: base),
         .testTarget(
-            name: "AgentTests", dependencies: ["Agent", "RPC", "Resume", "SSH", "LinuxIO"],
+            name: "AgentTests",
+            dependencies: ["Agent", "Mesh", "RPC", "Resume", "SSH", "LinuxIO", protobuf],
             swiftSettings: base),
         .testTarget(
             name: "ServerTests",

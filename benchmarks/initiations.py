@@ -4,6 +4,9 @@
 Everything is computed before the clock starts. Needs libsodium.
 
     initiations.py HOST PORT SERVER-KEY-HEX PEERS ROUNDS IN-FLIGHT RATE
+    initiations.py --flood HOST PORT SERVER-KEY-HEX RATE SECONDS ADDRESS...
+
+A flood is one message with right MAC1, of nobody's, again and again from several own addresses.
 """
 
 import ctypes
@@ -77,7 +80,40 @@ def initiation(secret, own, static_shared, server, index, moment):
     return message + mac1 + bytes(16)
 
 
+def flood(host, port, server, rate, seconds, addresses):
+    secret = os.urandom(32)
+    message = initiation(secret, public_key(secret), shared(secret, server), server, 1, time.time_ns())
+    sockets = []
+    for address in addresses:
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp.bind((address, 0))
+        udp.connect((host, port))
+        udp.setblocking(False)
+        sockets.append(udp)
+    print("ready", flush=True)
+    sent = cookies = 0
+    begin = time.monotonic()
+    while (passed := time.monotonic() - begin) < seconds:
+        while sent < passed * rate:
+            for udp in sockets:
+                try:
+                    udp.send(message)
+                except (BlockingIOError, ConnectionRefusedError):
+                    pass
+            sent += len(sockets)
+        for udp in sockets:
+            try:
+                while udp.recv(256):
+                    cookies += 1
+            except (BlockingIOError, ConnectionRefusedError):
+                pass
+    print(json.dumps({"seconds": time.monotonic() - begin, "sent": sent, "cookies": cookies}))
+
+
 def main():
+    if sys.argv[1] == "--flood":
+        host, port, server, rate, seconds = sys.argv[2:7]
+        return flood(host, int(port), bytes.fromhex(server), int(rate), float(seconds), sys.argv[7:])
     host, port, server = sys.argv[1], int(sys.argv[2]), bytes.fromhex(sys.argv[3])
     peers, rounds, in_flight, rate = map(int, sys.argv[4:8])
     secrets = [private_key(number) for number in range(peers)]

@@ -102,6 +102,12 @@ def rss_megabytes(pid):
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def anonymous_megabytes(pid):
+    """What of it is the process's own memory: without the pages of its program, which all copies of it share."""
+    with open(f"/proc/{pid}/smaps_rollup") as rollup:
+        return next(int(line.split()[1]) for line in rollup if line.startswith("Anonymous:")) * 1024 / 1e6
+
+
 def wait_for(what, seconds, condition):
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-from lab import Lab, cpu_seconds, rss_megabytes, run, wait_for
+from lab import Lab, anonymous_megabytes, cpu_seconds, rss_megabytes, run, wait_for
 
 CODER = os.environ.get("CODER") or str(pathlib.Path(__file__).resolve().parent.parent / ".build/release/coder")
 ADDRESS = {"a": "fd7a:115c:a1e0::a", "b": "fd7a:115c:a1e0::b"}
@@ -179,11 +179,16 @@ class Bench:
                 self.throughput(pair, f"ours, {streams} down", streams, False, size)
             self.questions(pair, "ours, 1 byte there and back", 1)
             self.questions(pair, "ours, 4 KiB there and back", 4096)
-            result = self.load(pair, "connects", 9, "streams=16", f"seconds={self.options.seconds}")
-            self.note("ours, connects", **{"per s": result["per_second"], "p50 ms": result["latency_ms"]["p50"]})
+            # /dev/null ends at once, so the server closes first; the echo closes last, and the dialler keeps the port.
+            for port, closer in ((9, "server"), (7, "dialler")):
+                result = self.load(pair, "connects", port, "streams=16", f"seconds={self.options.seconds}")
+                self.note(f"ours, connects, the {closer} closes first", **{
+                    "per s": result["per_second"], "p50 ms": result["latency_ms"]["p50"]})
             self.kernel_round()
         self.keystrokes(pair)
-        self.note("ours, RSS of busy nodes", **{f"{n.name} MB": rss_megabytes(n.process.pid) for n in pair})
+        # The load has its threads in a; all of b's streams end inside its engine.
+        for measure, of in ((rss_megabytes, "RSS"), (anonymous_megabytes, "memory of their own")):
+            self.note(f"ours, {of} of busy nodes", **{f"{n.name} MB": measure(n.process.pid) for n in pair})
         for node in pair:
             node.stop()
 
@@ -308,11 +313,11 @@ class Bench:
         return json.loads(printed)["end"]["sum_received"]["bits_per_second"] / 1e6
 
     def kernel_round(self):
-        for streams in (1, 4):
+        for streams, down in ((1, False), (1, True), (4, False), (4, True), (64, False), (64, True)):
             before = sum(cpu_seconds(p.pid) for p in self.tunnels)
-            value = self.iperf(streams, False, self.options.seconds)
+            value = self.iperf(streams, down, self.options.seconds)
             cpu = sum(cpu_seconds(p.pid) for p in self.tunnels) - before
-            self.note(f"kernel TCP over wireguard-go, {streams} up", **{
+            self.note(f"kernel TCP over wireguard-go, {streams} {'down' if down else 'up'}", **{
                 "Mbit/s": value, "CPU s/GB": cpu / (value * 1e6 / 8 * self.options.seconds) * 1e9})
         for size, label in ((1, "1 byte"), (4096, "4 KiB")):
             printed = run(self.lab.on(

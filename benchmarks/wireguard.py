@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """`coder wireguard` next to Debian's wireguard-go, in alternation, and the two with each other: TCP, UDP, ping, CPU,
-memory, handshakes. Two namespaces joined by a cable; needs root, wireguard-go, wg, iperf3.
+memory, handshakes, a flood of handshakes; and what one core encrypts. Two namespaces joined by a cable; needs root,
+wireguard-go, wg, iperf3. CODER_WIREGUARD_AEAD=boringssl (or sodium) measures the tunnel with that back end.
 
     benchmarks/wireguard.py [--rounds N] [--seconds N] [--peers N] [--only PART,...] [--json FILE]
 """
@@ -33,6 +34,18 @@ ENDS = ("a", "b")
 # Initiations per second at most: where they would take more than 60 % of its thread, ours asks for cookies, which the
 # load does not answer.
 HANDSHAKE_RATE = 4_000
+# A flood: right MAC1, so that each message costs all that an attacker can make it cost.
+FLOOD_RATE = 50_000
+FLOOD_SOURCES = [f"10.9.0.{number}" for number in range(10, 18)]
+# What is wanted, by title: figure of ours, or its ratio to the peer's.
+WANTED = {
+    "TCP, 1 stream": [("Gbit/s", "x", ">=", 12), ("tunnel CPU s/GB", "", "<=", 3.4), ("RSS MB", "", "<=", 30)],
+    "UDP, 64 bytes": [("delivered k/s", "", ">=", 90)],
+    "ping, idle": [("average ms", "", "<=", 0.25)],
+    "ping beside 1 TCP stream": [("average ms", "", "<=", 1)],
+    "handshakes, 32 at a time": [("CPU us each", "", "<=", 180), ("KB per session", "", "<=", 8)],
+    "idle peers": [("KB per idle peer", "", "<=", 4)],
+}
 
 
 def quiet(arguments):
@@ -79,7 +92,7 @@ class Pair:
             run(["ip", "-n", self.space(end), "address", "add", f"10.10.0.{number}/24", "dev", self.device(end)])
             run(["ip", "-n", self.space(end), "link", "set", self.device(end), "up", "mtu", "1420"])
         self.keys = keys
-        wait_for("tunnel", 10, lambda: quiet(self.on("a", ["ping", "-c", "1", "-W", "1", "10.10.0.2"])).returncode == 0)
+        wait_for("tunnel", 10, lambda: quiet(self.on("a", ["ping", "-c", "3", "-i", "0.2", "-W", "1", "10.10.0.2"])).returncode == 0)
         return self
 
     def start(self, end):
@@ -208,6 +221,63 @@ def memory(kind, folder, peers):
                 "RSS empty MB": before, "set of all s": time.monotonic() - begin}
 
 
+def flood(kind, folder, seconds):
+    """A TCP stream, and a new session of an honest peer, while valid initiations come in from several addresses."""
+    with Pair((kind, "ours"), folder) as pair:
+        calm = pair.tcp(seconds, 1)
+        for address in FLOOD_SOURCES:
+            run(["ip", "-n", pair.space("b"), "address", "add", f"{address}/24", "dev", "eth0"])
+        server = base64.b64decode(pair.keys["a"][1]).hex()
+        load = subprocess.Popen(
+            pair.on("b", [sys.executable, initiations.__file__, "--flood", "10.9.0.1", "51820", server,
+                          str(FLOOD_RATE), str(seconds + 14), *FLOOD_SOURCES]), stdout=subprocess.PIPE, text=True)
+        load.stdout.readline()
+        stormy = pair.tcp(seconds, 1)
+        other = pair.keys["a"][1]
+        run(pair.on("b", ["wg", "set", pair.device("b"), "peer", other, "remove"]))
+        run(pair.on("b", ["wg", "set", pair.device("b"), "peer", other, "allowed-ips", "10.10.0.1/32", "endpoint",
+                          "10.9.0.1:51820"]))
+        begin = time.monotonic()
+        found = quiet(pair.on("b", ["ping", "-c", "1", "-W", "12", "10.10.0.1"])).returncode == 0
+        waited = time.monotonic() - begin
+        result = json.loads(load.communicate(timeout=60)[0])
+        return {"sent k/s": result["sent"] / result["seconds"] / 1e3, "cookies k/s": result["cookies"] /
+                result["seconds"] / 1e3, "TCP Gbit/s": stormy["Gbit/s"], "of calm": stormy["Gbit/s"] / calm["Gbit/s"],
+                "new session s": waited, "new sessions": float(found)}
+
+
+def aead_rates():
+    """Nanoseconds per packet of each back end: the floor under the tunnel's CPU time."""
+    rows = json.loads(run([CODER, "wireguard-aead"]))
+    return [(f"AEAD, {row['bytes']} bytes, one core", row["back_end"],
+             {"seal ns": row["seal_ns"], "open ns": row["open_ns"], "seal GB/s": row["bytes"] / row["seal_ns"]})
+            for row in rows]
+
+
+def machine():
+    """What the figures belong to."""
+    folder = pathlib.Path(__file__).resolve().parent
+    git = lambda *words: quiet(["git", "-C", str(folder), *words]).stdout.strip()
+    names = re.findall(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+    return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno")),
+            "kernel": " ".join(os.uname()[i] for i in (0, 2, 4)), "processor": names[0] if names else "",
+            "cores": os.cpu_count(), "aead": os.environ.get("CODER_WIREGUARD_AEAD", "")}
+
+
+def verdicts(results):
+    """Wanted figures beside those that came out."""
+    rows = []
+    for title, kinds in results.items():
+        for key, unit, relation, limit in WANTED.get(title, WANTED.get(title.lstrip("0123456789 "), [])):
+            if "ours" not in kinds or unit == "x" and "wireguard-go" not in kinds:
+                continue
+            value = kinds["ours"][key] / (kinds["wireguard-go"][key] if unit == "x" else 1)
+            reached = value >= limit if relation == ">=" else value <= limit
+            rows.append({"title": title, "figure": key + (", ratio" if unit else ""), "is": value,
+                         "wanted": f"{relation} {limit}", "reached": reached})
+    return rows
+
+
 def median(rows):
     return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
 
@@ -217,7 +287,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--peers", type=int, default=1000)
-    parser.add_argument("--only", default="", help="parts of tcp1,tcp4,udp64,udp1392,ping,load,mixed,memory,handshakes")
+    parser.add_argument("--only", default="", help="parts of tcp1,tcp4,udp64,udp1392,ping,load,mixed,memory,"
+                        "handshakes,flood,aead")
     parser.add_argument("--json")
     options = parser.parse_args()
     if os.geteuid() != 0:
@@ -241,39 +312,43 @@ def main():
         rows.setdefault(title, {}).setdefault(kind, []).append(row)
         print(f"{title:28}{kind:24}" + "  ".join(f"{key} {value:.2f}" for key, value in row.items()), file=sys.stderr)
 
+    pairs = [(kind, kind) for kind in PROGRAMS]
+    if wanted("mixed"):
+        pairs += [("ours", "wireguard-go"), ("wireguard-go", "ours")]
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(options.rounds):
-            for kind in PROGRAMS:
-                with Pair((kind, kind), folder) as pair:
-                    for part, (title, measure) in measures.items():
-                        if wanted(part):
-                            note(title, kind, measure(pair))
-        if wanted("mixed"):
-            for kinds in (("ours", "wireguard-go"), ("wireguard-go", "ours")):
+        for number in range(options.rounds):
+            if wanted("aead"):
+                for row in aead_rates():
+                    note(*row)
+            for kinds in pairs:
+                mixed = kinds[0] != kinds[1]
+                chosen = [m for part, m in measures.items() if wanted(part) or mixed and "mixed" in parts]
+                if not chosen:
+                    continue
                 with Pair(kinds, folder) as pair:
-                    note("TCP, 1 stream, mixed", " to ".join(kinds), pair.tcp(options.seconds, 1))
-        if wanted("memory"):
+                    for title, measure in chosen:
+                        note(title, " to ".join(kinds) if mixed else kinds[0], measure(pair))
             for kind in PROGRAMS:
-                note(f"{options.peers} idle peers", kind, memory(kind, folder, options.peers))
-
-        if wanted("handshakes"):
-            for _ in range(options.rounds):
-                for kind in PROGRAMS:
-                    for in_flight in (1, 32):
-                        note(f"handshakes, {in_flight} at a time", kind,
-                             handshakes(kind, folder, min(options.peers, 1000), in_flight))
+                if wanted("memory"):
+                    note(f"{options.peers} idle peers", kind, memory(kind, folder, options.peers))
+                for in_flight in (1, 32) if wanted("handshakes") else ():
+                    note(f"handshakes, {in_flight} at a time", kind,
+                         handshakes(kind, folder, min(options.peers, 1000), in_flight))
+                if wanted("flood"):
+                    note(f"flood of {FLOOD_RATE // 1000} k/s", kind, flood(kind, folder, options.seconds))
 
     results = {title: {kind: median(r) for kind, r in kinds.items()} for title, kinds in rows.items()}
     for title, kinds in results.items():
         print(title)
         for kind, row in kinds.items():
             print(f"    {kind:24}" + "  ".join(f"{key} {value:9.2f}" for key, value in row.items()))
-    for title in ("TCP, 1 stream", "TCP, 4 streams"):
-        if title in results:
-            ours, theirs = (results[title][kind]["Gbit/s"] for kind in PROGRAMS)
-            print(f"{title}: {ours / theirs:.1f} x wireguard-go")
+    judged = verdicts(results)
+    for row in judged:
+        print(f"{row['title']}, {row['figure']}: {row['is']:.2f} (wanted {row['wanted']})"
+              + ("" if row["reached"] else "  MISSED"))
     if options.json:
-        document = {"rounds": options.rounds, "seconds": options.seconds, "median": results, "all": rows}
+        document = {"machine": machine(), "rounds": options.rounds, "seconds": options.seconds, "wanted": judged,
+                    "median": results, "all": rows}
         pathlib.Path(options.json).write_text(json.dumps(document, indent=2) + "\n")
 
 

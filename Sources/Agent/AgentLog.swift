@@ -49,7 +49,7 @@ package final class RotatingFile: Sendable {
 
     private static func open(_ path: String, _ state: inout State) {
         state.size = 0
-        let number = Glibc.open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
+        let number = PrivateFiles.openLog(path)
         guard number >= 0 else { return }
         var status = stat()
         if fstat(number, &status) == 0 { state.size = Int(status.st_size) }

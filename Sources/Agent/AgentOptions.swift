@@ -28,6 +28,8 @@ public struct AgentOptions: Sendable {
     public var subsystems: [String] = []
     /// Variables of the agent process, in its order.
     public var environment: [(name: String, value: String)] = []
+    /// Options that were set and do nothing in this agent: told in its log.
+    public var ignored: [String] = []
     /// Whether debug lines are wanted.
     public var isVerbose = false
 

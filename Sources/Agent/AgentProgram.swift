@@ -14,6 +14,9 @@ public enum AgentProgram {
         let logger = Logger(label: "agent") { _ in AgentLogHandler(file: file, level: level) }
         logger.info(
             "starting agent", metadata: ["version": "\(options.version)", "url": "\(options.serverURL)"])
+        for option in options.ignored {
+            logger.warning("option is accepted but does nothing here", metadata: ["option": "\(option)"])
+        }
         var configuration = HTTPClient.Configuration()
         configuration.headers = options.headers
         configuration.proxies = proxies

@@ -22,6 +22,7 @@ actor AgentRuntime {
     nonisolated let lifecycle = LifecycleReports()
     nonisolated let connections = ConnectionReports()
     nonisolated let logs = LogSender()
+    nonisolated let statsBaseline = StatsBaseline()
     nonisolated let scripts: ScriptRunner
     /// Jobs for the agent's task group, in the order of their start.
     nonisolated let jobs: AsyncStream<Job>
@@ -38,15 +39,17 @@ actor AgentRuntime {
         self.client = client
         self.logger = logger
         (jobs, newJobs) = AsyncStream.makeStream(of: Job.self, bufferingPolicy: .bufferingOldest(64))
+        let dataDirectory = ScriptRunner.makeDataDirectory(in: options.scriptDataDirectory)
+        if dataDirectory == nil { logger.warning("there is no place for scripts' data") }
         scripts = ScriptRunner(
             logs: logs, timings: Outbox(limit: 1_024), logger: logger, logDirectory: options.logDirectory,
-            dataDirectory: options.scriptDataDirectory)
+            dataDirectory: dataDirectory ?? options.scriptDataDirectory)
         let process = Dictionary(options.environment.map { ($0.name, $0.value) }) { first, _ in first }
         var environment = SSHEnvironment(account: UserAccount.current(environment: process))
         environment.agentBinary = options.binaryPath
         environment.agentToken = options.token
         environment.processVariables = Self.withBinaryDirectory(options)
-        environment.scriptBinDirectory = ScriptRunner.binDirectory(in: options.scriptDataDirectory)
+        environment.scriptBinDirectory = dataDirectory.map(ScriptRunner.binDirectory) ?? ""
         environment.blocksFileTransfer = options.blocksFileTransfer
         self.environment = Mutex(environment)
     }
@@ -129,7 +132,8 @@ actor AgentRuntime {
         let terminals = TerminalService(terminalConfiguration())
         self.terminals = terminals
         let http = AgentHTTP(
-            own: { [self] in ownNode.withLock { $0 } },
+            home: currentEnvironment.account.home, own: { [self] in ownNode.withLock { $0 } },
+            status: { try? await tailnet.node.status() },
             recordings: { (try? await tailnet.node.recordings()) ?? [] })
         let listeners = MeshListeners(
             node: tailnet.node, departures: tailnet.departures, ssh: ssh, terminals: terminals, http: http,
@@ -173,9 +177,17 @@ actor AgentRuntime {
     func start() {
         guard let manifest, !hasStarted else { return }
         hasStarted = true
-        scripts.prepare()
         lifecycle.set(.starting)
+        if manifest.gitAuthConfigs > 0 {
+            let environment = currentEnvironment
+            EditorSettings.preferAskpass(
+                home: environment.account.home,
+                dataHome: environment.processVariables.first { $0.name == "XDG_DATA_HOME" }?.value)
+        }
         let set = manifest.scripts.filter(\.runOnStart)
+        let cron = CronRunner(manifest.scripts) { [logger] script in
+            logger.warning("schedule cannot be read", metadata: ["cron": "\(script.cron)"])
+        }
         newJobs.yield { [self] in
             let outcome = await scripts.run(set, .start, currentEnvironment)
             switch outcome {
@@ -183,6 +195,7 @@ actor AgentRuntime {
             case .timedOut: lifecycle.set(.startTimeout)
             case .failed: lifecycle.set(.startError)
             }
+            await cron.run { [self] script in _ = await scripts.run([script], .cron, currentEnvironment) }
         }
     }
 

@@ -47,7 +47,8 @@ struct AgentSession: Sendable {
         _ = try await connection.unary(AgentMethods.updateStartup, request)
         await runtime.start()
         onWork()
-        let stats = StatsReporter(node: tailnet.node, reports: runtime.connections)
+        let stats = StatsReporter(
+            node: tailnet.node, reports: runtime.connections, baseline: runtime.statsBaseline)
         try await withThrowingTaskGroup(of: Void.self) { group in
             group.addTask {
                 try await tailnet.coordinate(on: connection)
@@ -56,8 +57,36 @@ struct AgentSession: Sendable {
             }
             group.addTask { try await tailnet.followDERPMaps(on: connection) }
             group.addTask { try await stats.run(on: connection) }
+            if !manifest.metadata.isEmpty {
+                group.addTask { try await reportMetadata(manifest.metadata, connection) }
+            }
+            if !AppHealthReporter.checked(manifest.apps).isEmpty {
+                group.addTask { try await reportHealth(manifest.apps, connection) }
+            }
             defer { group.cancelAll() }
             try await group.next()
+        }
+    }
+
+    private func reportMetadata(
+        _ descriptions: [AgentWorkspaceAgentMetadata.Description], _ connection: RPCConnection
+    ) async throws {
+        let runtime = runtime
+        let reporter = MetadataReporter { script, seconds in
+            await runtime.scripts.output(of: script, timeoutSeconds: seconds, runtime.currentEnvironment)
+        }
+        try await reporter.run(descriptions, on: connection)
+    }
+
+    private func reportHealth(_ apps: [AgentWorkspaceApp], _ connection: RPCConnection) async throws {
+        // Its own client: apps do not get what is sent to the server.
+        let client = HTTPClient()
+        do {
+            let reporter = AppHealthReporter { await AppHealthReporter.ask(client, $0, $1) }
+            try await reporter.run(apps, on: connection)
+        } catch {
+            await client.shutDown()
+            throw error
         }
     }
 

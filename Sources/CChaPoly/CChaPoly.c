@@ -340,6 +340,14 @@ INLINE void prepare(struct state *s, const uint8_t key[32], uint64_t counter) {
     s->nonce[2] = (uint32_t)(counter >> 32);
 }
 
+// Key and one-time key do not stay on the stack. (The stream for the text may: it tells no more than the packet
+// that lies in the caller's memory.)
+INLINE void forget(struct state *s, uint8_t first[64]) {
+    memset(s, 0, sizeof *s);
+    memset(first, 0, 64);
+    __asm__ volatile("" : : "r"(s), "r"(first) : "memory");
+}
+
 VECTOR void cchapoly_seal(const uint8_t key[32], uint64_t counter, const uint8_t *input, uint8_t *output,
                           size_t length) {
     struct state s;
@@ -347,6 +355,7 @@ VECTOR void cchapoly_seal(const uint8_t key[32], uint64_t counter, const uint8_t
     prepare(&s, key, counter);
     stream(&s, 0, first, input, output, length);
     authenticate(first, output, length, output + length);
+    forget(&s, first);
 }
 
 VECTOR int cchapoly_open(const uint8_t key[32], uint64_t counter, uint8_t *text, size_t length) {
@@ -362,11 +371,14 @@ VECTOR int cchapoly_open(const uint8_t key[32], uint64_t counter, uint8_t *text,
     uint64_t is[2], should[2];
     memcpy(is, tag, 16);
     memcpy(should, text + length, 16);
-    if (((is[0] ^ should[0]) | (is[1] ^ should[1])) != 0) return 0;
+    int is_right = ((is[0] ^ should[0]) | (is[1] ^ should[1])) == 0;
+    if (!is_right) goto end;
     for (size_t done = 0; done < early; done += 64)
         xor_block(_mm512_load_si512(kept + done), text + done, text + done, early - done);
     if (length > early) stream(&s, 16, 0, text + early, text + early, length - early);
-    return 1;
+end:
+    forget(&s, first);
+    return is_right;
 }
 
 #else

@@ -85,8 +85,10 @@ enum TextFile {
         }
     }
 
-    /// Writes beside the file, then renames, so that a crash leaves the old or the new text.
+    /// Writes beside the file, then renames, so that a crash leaves the old or the new text. A symbolic link stays
+    /// one: the file that it names is replaced.
     static func replace(_ path: String, with text: String, mode: mode_t) throws {
+        let path = resolved(path) ?? path
         let temporary = "\(path).\(getpid()).tmp"
         let number = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode)
         guard number >= 0 else {
@@ -100,13 +102,26 @@ enum TextFile {
             throw CommandError("cannot write \(path): \(reason)")
         }
     }
+
+    /// Removes a file, if it is there.
+    static func remove(_ path: String) { unlink(path) }
+
+    /// The file that a path leads to through symbolic links; nil when there is none.
+    static func resolved(_ path: String) -> String? {
+        guard let real = realpath(path, nil) else { return nil }
+        defer { free(real) }
+        return String(cString: real)
+    }
 }
 
 /// Short-lived children.
 enum ChildProcess {
-    /// Standard output of a program that gets no input; empty when it fails.
-    static func output(of arguments: [String], environment: [String: String]) -> String {
-        guard let pipe = try? Descriptor.pipe() else { return "" }
+    /// 16 MiB: a large keyring in ASCII.
+    private static let outputLimit = 16 << 20
+
+    /// Standard output of a program that gets no input; nil when it fails.
+    static func output(of arguments: [String], environment: [String: String]) -> String? {
+        guard let pipe = try? Descriptor.pipe() else { return nil }
         let (reading, writing) = pipe.release()
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
@@ -118,21 +133,25 @@ enum ChildProcess {
         let words = arguments.map { strdup($0) } + [nil]
         let variables = environment.map { strdup("\($0.key)=\($0.value)") } + [nil]
         defer { (words + variables).forEach { free($0) } }
-        let failure = posix_spawn(&process, arguments[0], &actions, nil, words, variables)
+        let failure = DescriptorLimit.withOriginal {
+            posix_spawn(&process, arguments[0], &actions, nil, words, variables)
+        }
         close(writing)
         let reader = OwnedDescriptor(taking: reading)
-        guard failure == 0 else { return "" }
+        guard failure == 0 else { return nil }
         var result: [UInt8] = []
         var buffer = [UInt8](repeating: 0, count: 4_096)
-        while result.count < 1 << 20 {
+        while result.count < outputLimit {
             let count = read(reader.number, &buffer, buffer.count)
             if count < 0, errno == EINTR { continue }
             guard count > 0 else { break }
             result += buffer[..<count]
         }
+        // Whoever still writes is told so.
+        reader.close()
         var status: Int32 = 0
         waitpid(process, &status, 0)
-        return status == 0 ? String(decoding: result, as: UTF8.self) : ""
+        return status == 0 ? String(decoding: result, as: UTF8.self) : nil
     }
 }
 

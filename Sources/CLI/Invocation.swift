@@ -62,47 +62,62 @@ struct Invocation: Sendable {
             throw CommandError(
                 "You are not logged in. Try logging in using '\(programName) login \(url.origin)'.")
         }
-        return client(url: url, token: token)
+        return try client(url: url, token: token)
+    }
+
+    /// What an agent has for its workspace: git's questions are answered with it. nil outside of workspaces.
+    func agentClient() throws -> APIClient? {
+        var token = values.string("agent-token")
+        let file = values.string("agent-token-file")
+        if token.isEmpty, !file.isEmpty { token = try TextFile.read(file).trimmed }
+        let address = values.string("agent-url")
+        guard !token.isEmpty, let url = HTTPURL(address.isEmpty ? values.string("url") : address) else {
+            return nil
+        }
+        return try client(url: url, token: token)
     }
 
     /// A client for a server that is not in the configuration yet.
-    func client(url: HTTPURL, token: String?) -> APIClient {
+    func client(url: HTTPURL, token: String?) throws -> APIClient {
         APIClient(
-            http: clients.http(configuration), base: url, token: token, console: console,
+            http: try clients.http { try configuration(url) }, base: url, token: token, console: console,
             version: hooks.version,
             warnsAboutVersion: !values.bool("no-version-warning"), showsRequests: values.bool("debug-http"),
             isVerbose: values.bool("verbose"))
     }
 
     /// HTTP without a deployment: for relays that a file names.
-    var http: HTTPClient { clients.http(configuration) }
+    func http() throws -> HTTPClient { try clients.http { try configuration(nil) } }
 
     /// Headers, proxies and certificates for all HTTP of this process.
-    private var configuration: HTTPClient.Configuration {
-        var configuration = HTTPClient.Configuration()
-        configuration.proxies = ProxySettings(environment: environment)
-        configuration.certificateFile = environment["SSL_CERT_FILE"]
-        configuration.headers = headers
+    private func configuration(_ url: HTTPURL?) throws -> HTTPClient.Configuration {
+        var configuration = HTTPClient.Configuration(environment: environment)
+        configuration.headers = try headers(url)
         return configuration
     }
 
     /// What `--header` and `--header-command` ask for, and the user agent.
-    var headers: HeaderFields {
+    private func headers(_ url: HTTPURL?) throws -> HeaderFields {
         var fields: HeaderFields = [
             "User-Agent": "coder-cli/\(hooks.version) (linux/\(goArchitecture); \(fullName))"
         ]
-        for text in values.list("header") + commandHeaders() {
+        for text in values.list("header") + (try commandHeaders(url)) {
             guard let equals = text.firstIndex(of: "=") else { continue }
             fields.add(String(text[..<equals]), String(text[text.index(after: equals)...]))
         }
         return fields
     }
 
-    private func commandHeaders() -> [String] {
+    /// The command knows for which deployment the headers are.
+    private func commandHeaders(_ url: HTTPURL?) throws -> [String] {
         let command = values.string("header-command")
         guard !command.isEmpty else { return [] }
-        return ChildProcess.output(of: ["/bin/sh", "-c", command], environment: environment)
-            .split(separator: "\n").map(String.init)
+        var environment = environment
+        if let url { environment["CODER_URL"] = url.short }
+        guard let text = ChildProcess.output(of: ["/bin/sh", "-c", command], environment: environment) else {
+            throw CommandError("the --header-command failed: \(Table.clean(command))")
+        }
+        return text.split(separator: "\n").map(String.init)
     }
 
     /// Says on standard error what the mesh does, when the user asked for it; silent otherwise.
@@ -120,10 +135,11 @@ struct Invocation: Sendable {
     private final class Clients: Sendable {
         private let client = Mutex<HTTPClient?>(nil)
 
-        func http(_ configuration: HTTPClient.Configuration) -> HTTPClient {
-            client.withLock { client in
+        /// The client, made at the first call.
+        func http(_ configuration: () throws -> HTTPClient.Configuration) throws -> HTTPClient {
+            try client.withLock { client in
                 if let client { return client }
-                let made = HTTPClient(configuration: configuration)
+                let made = HTTPClient(configuration: try configuration())
                 client = made
                 return made
             }
@@ -131,6 +147,11 @@ struct Invocation: Sendable {
 
         func shutDown() async { await client.withLock { $0.take() }?.shutDown() }
     }
+}
+
+extension HTTPURL {
+    /// As people and files write it: no slash behind a bare host.
+    var short: String { path == "/" ? origin : "\(origin)\(path)" }
 }
 
 /// The machine's architecture as Go names it.

@@ -70,6 +70,10 @@ public enum Program {
         let isQuestion = GitAskpassCommand.isQuestion(arguments, environment)
         let arguments = isQuestion ? [GitAskpassCommand.command.name] + arguments : arguments
         let root = Commands.root(hooks: hooks)
+        if environment["COMPLETION_MODE"] == "1" {
+            console.out(Completion(root).candidates(arguments).map { $0 + "\n" }.joined())
+            return 0
+        }
         let line: ParsedCommandLine
         do {
             line = try CommandLineParser(root: root, environment: environment).parse(arguments)

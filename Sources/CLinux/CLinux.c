@@ -219,8 +219,9 @@ int clinux_descriptor_kind(int descriptor) {
     if (getsockopt(descriptor, SOL_SOCKET, SO_TYPE, &type, &size) < 0) return 0;
     size = sizeof domain;
     if (getsockopt(descriptor, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0) return 0;
-    if (type != SOCK_STREAM) return 3;
-    return domain == AF_INET || domain == AF_INET6 ? 1 : 2;
+    int internet = domain == AF_INET || domain == AF_INET6;
+    if (type != SOCK_STREAM) return internet ? 6 : 3;
+    return internet ? 1 : 2;
 }
 
 void clinux_reset_on_close(int descriptor) {
@@ -309,8 +310,7 @@ int clinux_udp_dont_fragment(int descriptor, int is_v4) {
     return setsockopt(descriptor, level, option, &value, sizeof value) < 0 ? -errno : 0;
 }
 
-int clinux_udp_enable_gro(int descriptor) {
-    int on = 1;
+int clinux_udp_enable_gro(int descriptor, int on) {
     return setsockopt(descriptor, IPPROTO_UDP, OPTION_UDP_GRO, &on, sizeof on) < 0 ? -errno : 0;
 }
 
@@ -425,10 +425,34 @@ int clinux_receive(int descriptor, struct clinux_receive_batch *batch, struct cl
     return count;
 }
 
-struct segment_control { _Alignas(struct cmsghdr) char bytes[CMSG_SPACE(sizeof(uint16_t))]; };
+// Segment size and own address: 24 + 40 bytes.
+struct run_control {
+    _Alignas(struct cmsghdr) char bytes[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(sizeof(struct in6_pktinfo))];
+};
+
+// Writes the own address that a message shall leave from; returns the bytes that it takes.
+static size_t put_local(void *place, const struct clinux_address *local) {
+    struct cmsghdr *c = place;
+    if (local->is_v4) {
+        struct in_pktinfo info = {.ipi_spec_dst.s_addr = htobe32((uint32_t)local->low)};
+        c->cmsg_level = IPPROTO_IP;
+        c->cmsg_type = IP_PKTINFO;
+        c->cmsg_len = CMSG_LEN(sizeof info);
+        memcpy(CMSG_DATA(c), &info, sizeof info);
+        return CMSG_SPACE(sizeof info);
+    }
+    struct in6_pktinfo info = {.ipi6_ifindex = local->scope};
+    uint64_t words[2] = {htobe64(local->high), htobe64(local->low)};
+    memcpy(&info.ipi6_addr, words, 16);
+    c->cmsg_level = IPPROTO_IPV6;
+    c->cmsg_type = IPV6_PKTINFO;
+    c->cmsg_len = CMSG_LEN(sizeof info);
+    memcpy(CMSG_DATA(c), &info, sizeof info);
+    return CMSG_SPACE(sizeof info);
+}
 
 static void fill(struct mmsghdr *message, struct iovec *vector, struct sockaddr_in6 *name,
-                 struct segment_control *control, const void *memory, const struct clinux_run *run) {
+                 struct run_control *control, const void *memory, const struct clinux_run *run) {
     vector->iov_base = (char *)memory + run->offset;
     vector->iov_len = run->length;
     memset(message, 0, sizeof *message);
@@ -436,22 +460,27 @@ static void fill(struct mmsghdr *message, struct iovec *vector, struct sockaddr_
     message->msg_hdr.msg_iovlen = 1;
     message->msg_hdr.msg_name = name;
     message->msg_hdr.msg_namelen = encode(&run->destination, name);
-    if (run->segment >= run->length) return;
+    size_t used = 0;
+    if (run->segment < run->length) {
+        struct cmsghdr *c = (struct cmsghdr *)control->bytes;
+        c->cmsg_level = IPPROTO_UDP;
+        c->cmsg_type = OPTION_UDP_SEGMENT;
+        c->cmsg_len = CMSG_LEN(sizeof(uint16_t));
+        uint16_t size = (uint16_t)run->segment;
+        memcpy(CMSG_DATA(c), &size, sizeof size);
+        used = CMSG_SPACE(sizeof size);
+    }
+    if (run->has_local) used += put_local(control->bytes + used, &run->local);
+    if (used == 0) return;
     message->msg_hdr.msg_control = control->bytes;
-    message->msg_hdr.msg_controllen = sizeof control->bytes;
-    struct cmsghdr *c = CMSG_FIRSTHDR(&message->msg_hdr);
-    c->cmsg_level = IPPROTO_UDP;
-    c->cmsg_type = OPTION_UDP_SEGMENT;
-    c->cmsg_len = CMSG_LEN(sizeof(uint16_t));
-    uint16_t size = (uint16_t)run->segment;
-    memcpy(CMSG_DATA(c), &size, sizeof size);
+    message->msg_hdr.msg_controllen = used;
 }
 
 int clinux_send_runs(int descriptor, const void *memory, const struct clinux_run *runs, int count) {
     struct mmsghdr messages[CLINUX_SEND_MESSAGES];
     struct iovec vectors[CLINUX_SEND_MESSAGES];
     struct sockaddr_in6 names[CLINUX_SEND_MESSAGES];
-    struct segment_control controls[CLINUX_SEND_MESSAGES];
+    struct run_control controls[CLINUX_SEND_MESSAGES];
     if (count > CLINUX_SEND_MESSAGES) count = CLINUX_SEND_MESSAGES;
     for (int i = 0; i < count; i++) fill(&messages[i], &vectors[i], &names[i], &controls[i], memory, &runs[i]);
     int sent;
@@ -462,10 +491,8 @@ int clinux_send_runs(int descriptor, const void *memory, const struct clinux_run
     return sent < 0 ? -errno : sent;
 }
 
-struct local_control { _Alignas(struct cmsghdr) char bytes[CMSG_SPACE(sizeof(struct in6_pktinfo))]; };
-
 static void fill_answer(struct mmsghdr *message, struct iovec *vector, struct sockaddr_in6 *name,
-                        struct local_control *control, const void *memory, const struct clinux_answer *answer) {
+                        struct run_control *control, const void *memory, const struct clinux_answer *answer) {
     vector->iov_base = (char *)memory + answer->offset;
     vector->iov_len = answer->length;
     memset(message, 0, sizeof *message);
@@ -474,33 +501,15 @@ static void fill_answer(struct mmsghdr *message, struct iovec *vector, struct so
     message->msg_hdr.msg_name = name;
     message->msg_hdr.msg_namelen = encode(&answer->destination, name);
     if (!answer->has_local) return;
-    memset(control, 0, sizeof *control);
     message->msg_hdr.msg_control = control->bytes;
-    message->msg_hdr.msg_controllen = sizeof control->bytes;
-    struct cmsghdr *c = CMSG_FIRSTHDR(&message->msg_hdr);
-    if (answer->local.is_v4) {
-        struct in_pktinfo info = {.ipi_spec_dst.s_addr = htobe32((uint32_t)answer->local.low)};
-        c->cmsg_level = IPPROTO_IP;
-        c->cmsg_type = IP_PKTINFO;
-        c->cmsg_len = CMSG_LEN(sizeof info);
-        message->msg_hdr.msg_controllen = CMSG_SPACE(sizeof info);
-        memcpy(CMSG_DATA(c), &info, sizeof info);
-    } else {
-        struct in6_pktinfo info = {.ipi6_ifindex = answer->local.scope};
-        uint64_t words[2] = {htobe64(answer->local.high), htobe64(answer->local.low)};
-        memcpy(&info.ipi6_addr, words, 16);
-        c->cmsg_level = IPPROTO_IPV6;
-        c->cmsg_type = IPV6_PKTINFO;
-        c->cmsg_len = CMSG_LEN(sizeof info);
-        memcpy(CMSG_DATA(c), &info, sizeof info);
-    }
+    message->msg_hdr.msg_controllen = put_local(control->bytes, &answer->local);
 }
 
 int clinux_send_answers(int descriptor, const void *memory, const struct clinux_answer *answers, int count) {
     struct mmsghdr messages[CLINUX_SEND_MESSAGES];
     struct iovec vectors[CLINUX_SEND_MESSAGES];
     struct sockaddr_in6 names[CLINUX_SEND_MESSAGES];
-    struct local_control controls[CLINUX_SEND_MESSAGES];
+    struct run_control controls[CLINUX_SEND_MESSAGES];
     if (count > CLINUX_SEND_MESSAGES) count = CLINUX_SEND_MESSAGES;
     for (int i = 0; i < count; i++)
         fill_answer(&messages[i], &vectors[i], &names[i], &controls[i], memory, &answers[i]);
@@ -513,7 +522,7 @@ int clinux_send_plain(int descriptor, const void *memory, const struct clinux_ru
     struct mmsghdr messages[CLINUX_SEND_MESSAGES];
     struct iovec vectors[CLINUX_SEND_MESSAGES];
     struct sockaddr_in6 names[CLINUX_SEND_MESSAGES];
-    struct segment_control unused;
+    struct run_control controls[CLINUX_SEND_MESSAGES];
     uint32_t segment = run->segment ? run->segment : run->length;
     int count = 0;
     for (uint32_t done = skip * segment; done < run->length && count < CLINUX_SEND_MESSAGES; done += segment) {
@@ -521,7 +530,7 @@ int clinux_send_plain(int descriptor, const void *memory, const struct clinux_ru
         part.offset += done;
         part.length = run->length - done < segment ? run->length - done : segment;
         part.segment = part.length;
-        fill(&messages[count], &vectors[count], &names[count], &unused, memory, &part);
+        fill(&messages[count], &vectors[count], &names[count], &controls[count], memory, &part);
         count++;
     }
     int sent;

@@ -21,6 +21,7 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <syslog.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -339,4 +340,8 @@ void clinux_return_large_blocks(int bytes) { (void)mallopt(M_MMAP_THRESHOLD, byt
 void clinux_trim_memory(void) {
     malloc_trim(0);
     dl_iterate_phdr(drop_code, NULL);
+}
+
+void clinux_log(const char *text, int is_error) {
+    syslog(LOG_DAEMON | (is_error ? LOG_ERR : LOG_NOTICE), "%s", text);
 }

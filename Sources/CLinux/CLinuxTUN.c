@@ -2,6 +2,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "CLinux.h"
 #include "CLinuxTUN.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -11,10 +12,13 @@
 #include <linux/rtnetlink.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -22,6 +26,7 @@
 // linux/if_tun.h and linux/if_link.h of older systems lack these.
 #define OFFLOAD_USO4 0x20
 #define OFFLOAD_USO6 0x40
+#define GET_DEVICE_NAMESPACE _IO('T', 227)
 #define ATTRIBUTE_GSO_MAX_SEGS 40
 #define ATTRIBUTE_GSO_MAX_SIZE 41
 #define ATTRIBUTE_GSO_IPV4_MAX_SIZE 63
@@ -63,39 +68,85 @@ int clinux_tun_open_offload(char name[16], int *features) {
     return attach(name, IFF_TUN | IFF_NO_PI, name);
 }
 
-static int with_interface(const char *name, unsigned long call, struct ifreq *request) {
-    int descriptor = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (descriptor < 0) return -errno;
-    snprintf(request->ifr_name, sizeof request->ifr_name, "%s", name);
-    int result = ioctl(descriptor, call, request) < 0 ? -errno : 0;
-    close(descriptor);
-    return result;
+int clinux_tun_name(int descriptor, char name[16]) {
+    struct ifreq request = {0};
+    if (ioctl(descriptor, TUNGETIFF, &request) < 0) return -errno;
+    memcpy(name, request.ifr_name, 16);
+    return 0;
 }
 
-int clinux_interface_is_up(const char *name) {
+int clinux_tun_namespace(int descriptor) {
+    int space = ioctl(descriptor, GET_DEVICE_NAMESPACE);
+    return space < 0 ? -errno : space;
+}
+
+uint64_t clinux_namespace_number(int descriptor) {
+    struct stat status;
+    return fstat(descriptor, &status) < 0 ? 0 : status.st_ino;
+}
+
+struct link_sockets { int space, control, monitor, result; };
+
+// On a thread of its own, which alone changes its namespace.
+static void *open_link_sockets(void *argument) {
+    struct link_sockets *sockets = argument;
+    if (sockets->space >= 0 && setns(sockets->space, CLONE_NEWNET) < 0) {
+        sockets->result = -errno;
+        return NULL;
+    }
+    sockets->control = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    sockets->result = sockets->control < 0 ? -errno : 0;
+    if (sockets->control < 0) return NULL;
+    sockets->monitor = clinux_link_monitor_open();
+    if (sockets->monitor >= 0) return NULL;
+    sockets->result = sockets->monitor;
+    close(sockets->control);
+    return NULL;
+}
+
+int clinux_open_link_sockets(int space, int *control, int *monitor) {
+    struct link_sockets sockets = {.space = space};
+    pthread_t thread;
+    if (space < 0) {
+        open_link_sockets(&sockets);
+    } else {
+        int code = pthread_create(&thread, NULL, open_link_sockets, &sockets);
+        if (code != 0) return -code;
+        pthread_join(thread, NULL);
+    }
+    *control = sockets.control;
+    *monitor = sockets.monitor;
+    return sockets.result;
+}
+
+// A netlink socket passes on what it does not know to the devices of its namespace, as every socket does.
+static int with_link(int control, const char *name, unsigned long call, struct ifreq *request) {
+    snprintf(request->ifr_name, sizeof request->ifr_name, "%s", name);
+    return ioctl(control, call, request) < 0 ? -errno : 0;
+}
+
+int clinux_link_is_up(int control, const char *name) {
     struct ifreq request = {0};
-    int result = with_interface(name, SIOCGIFFLAGS, &request);
+    int result = with_link(control, name, SIOCGIFFLAGS, &request);
     return result < 0 ? result : (request.ifr_flags & IFF_UP) != 0;
 }
 
-int clinux_interface_mtu(const char *name) {
+int clinux_link_mtu(int control, const char *name) {
     struct ifreq request = {0};
-    int result = with_interface(name, SIOCGIFMTU, &request);
+    int result = with_link(control, name, SIOCGIFMTU, &request);
     return result < 0 ? result : request.ifr_mtu;
 }
 
-int clinux_interface_set_queue_length(const char *name, int packets) {
+int clinux_link_set_queue_length(int control, const char *name, int packets) {
     struct ifreq request = {0};
     request.ifr_qlen = packets;
-    return with_interface(name, SIOCSIFTXQLEN, &request);
+    return with_link(control, name, SIOCSIFTXQLEN, &request);
 }
 
-int clinux_interface_set_gso_limits(const char *name, uint32_t segments, uint32_t bytes) {
+int clinux_link_set_gso_limits(int control, const char *name, uint32_t segments, uint32_t bytes) {
     struct ifreq request = {0};
-    int index = with_interface(name, SIOCGIFINDEX, &request);
+    int index = with_link(control, name, SIOCGIFINDEX, &request);
     if (index < 0) return index;
-    int descriptor = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
-    if (descriptor < 0) return -errno;
     struct {
         struct nlmsghdr header;
         struct ifinfomsg message;
@@ -120,9 +171,8 @@ int clinux_interface_set_gso_limits(const char *name, uint32_t segments, uint32_
     struct { struct nlmsghdr header; struct nlmsgerr error; char rest[512]; } reply;
     memset(&reply, 0, sizeof reply);
     int result = 0;
-    if (send(descriptor, &packet, used, 0) < 0 || recv(descriptor, &reply, sizeof reply, 0) < 0) result = -errno;
+    if (send(control, &packet, used, 0) < 0 || recv(control, &reply, sizeof reply, 0) < 0) result = -errno;
     else if (reply.header.nlmsg_type == NLMSG_ERROR) result = reply.error.error;
-    close(descriptor);
     return result;
 }
 

@@ -86,8 +86,8 @@ enum RequestCheck {
 
     private static func check(_ node: TailnetNode, of id: RawUUID, role: PeerRole) throws(Refusal) {
         guard node.addresses.count <= maximumAddresses, node.allowedIps.count <= maximumAddresses,
-            node.endpoints.count <= maximumListLength, node.derpLatency.count <= maximumListLength,
-            node.derpForcedWebsocket.count <= maximumListLength
+            node.endpoints.count <= maximumListLength,
+            node.derpLatency.count <= maximumListLength, node.derpForcedWebsocket.count <= maximumListLength
         else { throw .authorization("node too large") }
         guard role != .server else { return }
         var addresses: Set<IPPrefix> = []

@@ -15,6 +15,7 @@ public final class Relay: Sendable {
         case link(Int32, leftover: [UInt8], ended: @Sendable (LinkEnd) -> Void)
         case admitted(UInt64, Bool)
         case health(String)
+        case meshKey(String)
         case drain(untilNanoseconds: UInt64, waitsForClients: Bool)
         case stop
     }
@@ -102,6 +103,10 @@ public final class Relay: Sendable {
         while text.utf8.count > 1_000 { text.removeLast() }
         mailbox.post(.health(text))
     }
+
+    /// The shared secret of the region's relays, for those that learn it after they began to serve. Connections that
+    /// were open before stay what they are.
+    public func setMeshKey(_ key: String) { mailbox.post(.meshKey(key)) }
 
     /// Tells all clients to connect again, and ends: as soon as that is said, or when they have left. Until then
     /// packets go on. Never later than after `nanoseconds`. Waits for the thread.

@@ -26,20 +26,36 @@ struct ClientKey: Hashable {
     }
 }
 
-/// Numbers of the connections that a key sent to: they hear when it leaves. Forgets those that are gone.
+/// Numbers of the connections that a key sent to: they hear when it leaves. Forgets those that are gone; when all are
+/// there and full, further ones do not hear.
 struct SentTo {
     private(set) var numbers: Set<UInt64> = []
+    private let limit: Int
     private var pruneAt = 64
+    /// How often there was no room since those that are gone were forgotten.
+    private var skipped = 0
+
+    init(limit: Int) { self.limit = limit }
 
     /// Notes a packet to connection `number`.
     mutating func insert(_ number: UInt64, isOpen: (UInt64) -> Bool) {
+        if numbers.count >= limit, !numbers.contains(number) {
+            skipped += 1
+            // Looking at all of them for each packet would cost too much.
+            guard skipped >= 1_024 else { return }
+            skipped = 0
+            numbers = numbers.filter(isOpen)
+            guard numbers.count < limit else { return }
+        }
         numbers.insert(number)
         guard numbers.count >= pruneAt else { return }
         numbers = numbers.filter(isOpen)
         pruneAt = max(64, numbers.count * 2)
     }
 
-    mutating func formUnion(_ other: SentTo) { numbers.formUnion(other.numbers) }
+    mutating func formUnion(_ other: SentTo) {
+        for number in other.numbers.sorted() where numbers.count < limit { numbers.insert(number) }
+    }
 }
 
 /// All connections with one key. Owned by the relay's thread. `derp.md` §6.4.
@@ -50,9 +66,12 @@ final class KeyState {
     var active: RelayClient?
     /// Who spoke, in order, each once; the last is `active`.
     var speakers: [RelayClient] = []
-    var sentTo = SentTo()
+    var sentTo: SentTo
 
-    init(_ key: ClientKey) { self.key = key }
+    init(_ key: ClientKey, acquaintances: Int) {
+        self.key = key
+        sentTo = SentTo(limit: acquaintances)
+    }
 
     /// `client` said something.
     func noteSpeaker(_ client: RelayClient) {
@@ -67,7 +86,9 @@ final class KeyState {
 final class RemoteKey {
     /// Connections to the relays that have it; the first gets its packets.
     var links: [RelayClient] = []
-    var sentTo = SentTo()
+    var sentTo: SentTo
+
+    init(acquaintances: Int) { sentTo = SentTo(limit: acquaintances) }
 }
 
 /// Packets of one sender that wait for one client.
@@ -128,6 +149,12 @@ final class RelayClient {
     var isToldDuplicate = false
     /// The begun frame at the end of the last read; all that follows while the client is paused.
     var partial: [UInt8] = []
+    /// Length that the begun frame will have; 0: not known, or there is more than one.
+    var neededBytes = 0
+    /// Since when it is begun.
+    var partialSince: UInt64 = 0
+    /// Whether its bytes count as those of one that is not logged in.
+    var isPartialLogin = false
     /// Rest of a frame that was written in part: goes out before all else.
     var rest: [UInt8] = []
     /// Frames of the relay itself.
@@ -168,6 +195,8 @@ final class RelayClient {
     var lastDestination: ClientKey?
     var lastTarget: KeyState?
     var lastTargetClient: UInt64 = 0
+    /// When it last sent discovery to somebody else; 0: never.
+    var discoElsewhereAt: UInt64 = 0
     /// When it last sent to somebody else than before.
     var switchedAt: UInt64 = 0
     /// "Not here" messages: three at once, one per second.

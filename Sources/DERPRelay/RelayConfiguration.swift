@@ -48,7 +48,8 @@ extension Relay {
         public var resumeBytes = 16 << 10
         /// or this time has passed: what it has for others must not wait longer. 0: senders are never slowed down.
         public var pauseNanoseconds: UInt64 = 200_000_000
-        /// How long a sender must not have sent to anybody else.
+        /// How long a sender must not have sent to anybody else. For discovery it is `discoQueueNanoseconds`: one that
+        /// looks for others is not slowed down at all.
         public var singleNanoseconds: UInt64 = 200_000_000
         /// Rate that each client may send with; beyond it is not read. 0: no limit. Other relays are exempt.
         public var bytesPerSecond = 0
@@ -62,8 +63,19 @@ extension Relay {
         public var remoteKeys = 1 << 20
         /// News that wait for another relay which takes none; then it has to connect again.
         public var watcherBytes = 64 << 20
-        /// Bytes of begun frames that all clients together may leave us with.
+        /// Bytes of begun frames that all clients together may leave us with. Beyond it the client that holds most
+        /// is closed: not the one whose bytes came last, who may be anybody.
         public var partialBytes = 64 << 20
+        /// The same for those that are not logged in, whose one frame has some 200 bytes.
+        public var loginBytes = 1 << 20
+        /// A frame that was begun must be complete within this time. The largest one, 64 KiB, then needs 4 KB/s.
+        public var frameNanoseconds: UInt64 = 20_000_000_000
+        /// Connections with one key: a node has one, and another one while it moves. Beyond it the oldest is closed.
+        public var connectionsPerKey = 16
+        /// Connections from one source address. 0: no limit, because many may come through one NAT or proxy.
+        public var connectionsPerAddress = 0
+        /// Connections that one key sent to and that hear when it leaves.
+        public var acquaintances = 4_096
         /// From the connection to the login. `derp.md` §3.
         public var loginNanoseconds: UInt64 = 10_000_000_000
         /// A client that takes nothing of what waits for it for so long is closed. Upstream: 2 s.
@@ -149,7 +161,9 @@ extension Relay {
         public var protocolErrors: UInt64 = 0
         /// Closed: took nothing for too long.
         public var stalls: UInt64 = 0
-        /// Closed or refused: too many connections, or too much memory for begun frames.
+        /// Closed: a frame was begun and not finished.
+        public var slowFrames: UInt64 = 0
+        /// Closed or refused: too many connections, of all or with one key, or too much memory for begun frames.
         public var refusedForLimits: UInt64 = 0
         /// Gauge: connections.
         public var connections = 0
@@ -227,6 +241,7 @@ extension Relay.Counters {
                 ("{reason=\"login_timeout\"}", "\(loginTimeouts)"),
                 ("{reason=\"login_refused\"}", "\(loginsRefused)"),
                 ("{reason=\"protocol_error\"}", "\(protocolErrors)"), ("{reason=\"stalled\"}", "\(stalls)"),
+                ("{reason=\"slow_frame\"}", "\(slowFrames)"),
                 ("{reason=\"limit\"}", "\(refusedForLimits)"),
             ])
         let gauges = [

@@ -32,7 +32,10 @@ extension RelayLoop {
                 } else {
                     handle(client, input, bytes)
                 }
-                if client.isClosed || client.pauses.contains(.admission) { break }
+                if client.isClosed || client.pauses.contains(.admission) {
+                    needed = 0
+                    break
+                }
             }
         } catch {
             if client.session.isOpen || client.key != nil {
@@ -48,7 +51,7 @@ extension RelayLoop {
         finish(&run)
         guard !client.isClosed else { return }
         if offset < count {
-            setPartial(client, UnsafeRawBufferPointer(rebasing: buffer[offset..<count]))
+            keepPartial(client, UnsafeRawBufferPointer(rebasing: buffer[offset..<count]), needed: needed)
         }
         if !client.isClosed, let key = client.key, key.active !== client || key.members.count > 1, offset > 0
         {
@@ -133,6 +136,9 @@ extension RelayLoop {
             active.number == client.lastTargetClient
         {
             return active
+        }
+        if isDisco, client.lastDestination != nil, client.lastDestination != destination {
+            client.discoElsewhereAt = now
         }
         guard let key = keys[destination], let active = key.active else { return nil }
         if let own = client.key { own.sentTo.insert(active.number) { clients[$0] != nil } }

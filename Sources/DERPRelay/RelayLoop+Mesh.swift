@@ -10,13 +10,12 @@ extension RelayLoop {
     /// Takes over a connection that was opened to another relay.
     func link(_ descriptor: Int32, _ leftover: [UInt8], _ ended: @escaping @Sendable (Relay.LinkEnd) -> Void)
     {
-        guard !configuration.meshKey.isEmpty, let client = take(descriptor, "") else {
-            if configuration.meshKey.isEmpty { Glibc.close(descriptor) }
+        guard !meshKey.isEmpty, let client = take(descriptor, "") else {
+            if meshKey.isEmpty { Glibc.close(descriptor) }
             ended(.stopped)
             return
         }
-        let session = DERPMeshSession(
-            privateKey: configuration.privateKey, meshKey: configuration.meshKey)
+        let session = DERPMeshSession(privateKey: configuration.privateKey, meshKey: meshKey)
         client.link = RelayLink(session: session, now: now, ended: ended)
         begin(client, leftover)
     }
@@ -36,7 +35,7 @@ extension RelayLoop {
         }
         counters.bytesReceived += UInt64(offset)
         guard !client.isClosed, offset < count else { return }
-        setPartial(client, UnsafeRawBufferPointer(rebasing: buffer[offset..<count]))
+        keepPartial(client, UnsafeRawBufferPointer(rebasing: buffer[offset..<count]), needed: 0)
     }
 
     private func handle(_ client: RelayClient, _ link: RelayLink, _ input: DERPMeshSession.Input) {
@@ -70,7 +69,7 @@ extension RelayLoop {
         if let known = remotes[key] {
             known.links.append(client)
         } else {
-            let remote = RemoteKey()
+            let remote = RemoteKey(acquaintances: limits.acquaintances)
             remote.links.append(client)
             remotes[key] = remote
         }

@@ -48,7 +48,7 @@ extension RelayLoop {
             state = known
             if state.members.count == 1 { counters.duplicateKeys += 1 }
         } else {
-            state = KeyState(key)
+            state = KeyState(key, acquaintances: limits.acquaintances)
             keys[key] = state
         }
         client.key = state
@@ -56,6 +56,7 @@ extension RelayLoop {
         activate(client, of: state)
         tellProblem(client)
         if state.members.count == 1 { tellWatchers(.peerPresent, key.publicKey.bytes) }
+        closeSurplus(state)
     }
 
     func unregister(_ client: RelayClient) {

@@ -16,6 +16,9 @@ extension RelayLoop {
             let target = client.lastTarget?.active, target.number == client.lastTargetClient,
             target !== client, target.isBlocked, target.bulkBytes >= limits.pauseBytes,
             now - min(now, client.switchedAt) >= limits.singleNanoseconds || client.switchedAt == 0,
+            // What it has to say to others stands in the same stream behind all that is not read.
+            client.discoElsewhereAt == 0
+                || now - min(now, client.discoElsewhereAt) >= limits.discoQueueNanoseconds,
             // One that takes nothing at all holds nobody up.
             now - min(now, target.progressAt) < limits.pauseNanoseconds
         else { return }

@@ -10,6 +10,8 @@ final class RelayLoop {
     let configuration: Relay.Configuration
     let limits: Relay.Limits
     let publicKey: NodePublicKey
+    /// Secret of the mesh; empty: no other relay is known.
+    var meshKey: String
     let mailbox: Relay.Mailbox
     let epoll: EpollBox
     var random: SecureGenerator
@@ -23,7 +25,11 @@ final class RelayLoop {
     var dirty: [RelayClient] = []
     var dirtyBytes = 0
     var queuedBytes = 0
+    /// Begun frames of clients, and of those among them that are not logged in.
     var partialBytes = 0
+    var loginBytes = 0
+    /// Connections by source address, while there is a limit.
+    var sources: [String: Int] = [:]
     /// What is wrong with this relay, for its clients; empty: nothing.
     var problem = ""
     /// When a queue was cut short last because all of them together were too long, and whether clients know.
@@ -47,6 +53,7 @@ final class RelayLoop {
     ) {
         self.configuration = configuration
         limits = configuration.limits
+        meshKey = configuration.meshKey
         publicKey = configuration.privateKey.nodePublicKey
         self.mailbox = mailbox
         self.epoll = epoll
@@ -144,6 +151,7 @@ final class RelayLoop {
             case .link(let descriptor, let leftover, let ended): link(descriptor, leftover, ended)
             case .admitted(let number, let isAdmitted): admitted(number, isAdmitted)
             case .health(let text): setProblem(text)
+            case .meshKey(let key): meshKey = key
             case .drain(let until, let waits): drain(until, waits)
             case .stop: stopAt = 0
             }
@@ -154,7 +162,7 @@ final class RelayLoop {
 
     /// Makes a client of a connection; nil (and closed) when that cannot be.
     func take(_ descriptor: Int32, _ source: String) -> RelayClient? {
-        guard stopAt == .max, clients.count < limits.connections else {
+        guard stopAt == .max, clients.count < limits.connections, isWelcome(source) else {
             if stopAt == .max { counters.refusedForLimits += 1 }
             Glibc.close(descriptor)
             return nil
@@ -176,11 +184,12 @@ final class RelayLoop {
             return nil
         }
         if clients.isEmpty { nextSweep = now + 1_000_000_000 }
-        let session = DERPServerSession(serverKey: configuration.privateKey, meshKey: configuration.meshKey)
+        let session = DERPServerSession(serverKey: configuration.privateKey, meshKey: meshKey)
         let client = RelayClient(
             number: number, descriptor: descriptor, session: session, source: source, now: now,
             keepAliveAt: nextKeepAlive(), rateTokens: limits.burstBytes)
         clients[number] = client
+        noteSource(client)
         counters.accepts += 1
         return client
     }
@@ -215,7 +224,6 @@ final class RelayLoop {
 
     private func read(_ client: RelayClient) {
         let kept = client.partial.count
-        if kept > 0 { client.partial.withUnsafeBytes { buffer.copyMemory(from: $0) } }
         let room = min(limits.readBytes, buffer.count - kept)
         let count = recv(client.descriptor, buffer.baseAddress! + kept, room, 0)
         guard count > 0 else {
@@ -223,37 +231,21 @@ final class RelayLoop {
             close(client)
             return
         }
-        setPartial(client, UnsafeRawBufferPointer(start: nil, count: 0))
-        parseAny(client, count: kept + count)
+        if kept > 0, kept + count < client.neededBytes {
+            // Still no whole frame: what is kept stays where it is, or each small piece would move all of it.
+            extendPartial(client, UnsafeRawBufferPointer(rebasing: buffer[kept..<kept + count]))
+        } else {
+            if kept > 0 { client.partial.withUnsafeBytes { buffer.copyMemory(from: $0) } }
+            clearPartial(client)
+            parseAny(client, count: kept + count)
+        }
         if limits.bytesPerSecond > 0, !client.isClosed { takeTokens(client, count) }
     }
 
-    private func parseAny(_ client: RelayClient, count: Int) {
+    func parseAny(_ client: RelayClient, count: Int) {
         guard let link = client.link else { return parse(client, count: count) }
         link.heardAt = now
         parseLink(client, count: count)
-    }
-
-    /// Handles what was kept while the client was paused.
-    func parseKept(_ client: RelayClient) {
-        let kept = client.partial.count
-        guard kept > 0 else { return }
-        client.partial.withUnsafeBytes { buffer.copyMemory(from: $0) }
-        setPartial(client, UnsafeRawBufferPointer(start: nil, count: 0))
-        parseAny(client, count: kept)
-    }
-
-    /// Keeps a begun frame for the next read. Closes the client when all of them together would cost too much.
-    func setPartial(_ client: RelayClient, _ bytes: UnsafeRawBufferPointer) {
-        partialBytes += bytes.count - client.partial.count
-        if bytes.isEmpty {
-            if !client.partial.isEmpty { client.partial = [] }
-            return
-        }
-        client.partial = Array(bytes)
-        guard partialBytes > limits.partialBytes else { return }
-        counters.refusedForLimits += 1
-        close(client)
     }
 
     /// Forgets the connection, and its key when it was the last one.
@@ -266,7 +258,8 @@ final class RelayLoop {
         queuedBytes -= client.queuedBytes
         counters.droppedGone += UInt64(client.queuedFrames)
         counters.droppedDisco += UInt64(client.disco.frames)
-        setPartial(client, UnsafeRawBufferPointer(start: nil, count: 0))
+        clearPartial(client)
+        forgetSource(client)
         resumeSenders(of: client)
         if client.isHome { counters.homeConnections -= 1 }
         client.lastTarget = nil
@@ -289,6 +282,11 @@ final class RelayLoop {
             }
             if isStuck(client) {
                 counters.stalls += 1
+                close(client)
+                continue
+            }
+            if isFrameLate(client) {
+                counters.slowFrames += 1
                 close(client)
                 continue
             }

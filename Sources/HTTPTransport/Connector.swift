@@ -11,6 +11,8 @@ public struct ConnectOptions: Hashable, Sendable {
     public var addresses: [String] = []
     /// Name to ask for and to check in TLS, instead of the URL's host.
     public var serverName: String?
+    /// For one TCP connection, if it is not to take as long as usual: there is another server to try.
+    public var connectTimeout: Duration?
     /// Accept any certificate. For tests.
     public var acceptsAnyCertificate = false
 
@@ -41,7 +43,10 @@ final class Connector: Sendable {
     func connect(to url: HTTPURL, options: ConnectOptions, forwarding: Bool) -> EventLoopFuture<any Channel> {
         let proxy = proxies.proxy(for: url)
         let isForwarded = forwarding && url.scheme == .http
-        let first = proxy.map { open($0, addresses: []) } ?? open(url, addresses: options.addresses)
+        let limit = options.connectTimeout ?? timeout
+        let first =
+            proxy.map { open($0, addresses: [], within: limit) }
+            ?? open(url, addresses: options.addresses, within: limit)
         return first.flatMap { channel in
             guard let proxy, !isForwarded else { return channel.eventLoop.makeSucceededFuture(channel) }
             return ProxyConnect.run(on: channel, proxy: proxy, target: url)
@@ -51,13 +56,16 @@ final class Connector: Sendable {
         }
     }
 
-    private func open(_ url: HTTPURL, addresses: [String]) -> EventLoopFuture<any Channel> {
-        let bootstrap = ClientBootstrap(group: group).connectTimeout(TimeAmount(timeout))
+    private func open(
+        _ url: HTTPURL, addresses: [String], within limit: Duration
+    ) -> EventLoopFuture<any Channel> {
+        let bootstrap = ClientBootstrap(group: group).connectTimeout(TimeAmount(limit))
         if let address = addresses.first {
             let rest = Array(addresses.dropFirst())
             return connect(bootstrap, address, url.port).flatMapError { error in
                 rest.isEmpty
-                    ? self.group.next().makeFailedFuture(error) : self.open(url, addresses: rest)
+                    ? self.group.next().makeFailedFuture(error)
+                    : self.open(url, addresses: rest, within: limit)
             }
         }
         return connect(bootstrap, url.host, url.port)

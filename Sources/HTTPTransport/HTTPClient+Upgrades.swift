@@ -67,6 +67,34 @@ extension HTTPClient {
         return OwnedDescriptor(taking: try await pending.value())
     }
 
+    /// Opens a stream of server-sent events. Any answer but 200 throws `upgradeRefused` with it. `timeout` covers
+    /// everything up to the answer; a stream on which nothing came for `silence` breaks.
+    public func events(
+        _ url: HTTPURL, headers: HeaderFields = HeaderFields(), timeout: Duration = .seconds(30),
+        silence: Duration = .seconds(60)
+    ) async throws(HTTPError) -> EventStream {
+        var fields: HeaderFields = ["Accept": "text/event-stream"]
+        fields.add(contentsOf: headers)
+        let request = try prepare("GET", url, fields)
+        let pending = Pending<EventStream>(origin: url.origin)
+        let loop = loop
+        pending.expire(after: timeout, on: loop, doing: "GET \(url.path)")
+        loop.execute {
+            self.connector.connect(to: request.url, options: ConnectOptions(), forwarding: false)
+                .whenComplete { result in
+                    do {
+                        let channel = try result.get()
+                        pending.attach(channel)
+                        try EventStreamHandler.start(
+                            request, silence: TimeAmount(silence), on: channel, pending)
+                    } catch {
+                        pending.fail(error)
+                    }
+                }
+        }
+        return try await pending.value()
+    }
+
     /// Connects, sends the request, and on 101 calls `upgraded` on the loop. Other answers fail `pending`.
     private func start<Value: Sendable>(
         _ request: PreparedRequest, _ options: ConnectOptions, _ timeout: Duration, _ pending: Pending<Value>,

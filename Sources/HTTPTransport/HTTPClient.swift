@@ -21,6 +21,12 @@ public final class HTTPClient: Sendable {
 
         /// No proxy, no extra headers, the system's certificates.
         public init() {}
+
+        /// Proxies and certificates as the variables say: `HTTPS_PROXY` and its like, `SSL_CERT_FILE`.
+        public init(environment: [String: String]) {
+            proxies = ProxySettings(environment: environment)
+            certificateFile = environment["SSL_CERT_FILE"].flatMap { $0.isEmpty ? nil : $0 }
+        }
     }
 
     /// Idle connections are kept this long; servers usually close them after a minute or more.

@@ -89,11 +89,11 @@ public struct ChildProcess: ~Copyable, Sendable {
         switch streams {
         case .descriptors(let input, let output, let error):
             spawn.descriptors = (input, output, error)
-            process = clinux_spawn(&spawn)
+            process = DescriptorLimit.withOriginal { clinux_spawn(&spawn) }
         case .terminal(let terminal):
             process = terminal.withCString {
                 spawn.terminal = $0
-                return clinux_spawn(&spawn)
+                return DescriptorLimit.withOriginal { clinux_spawn(&spawn) }
             }
         }
         withExtendedLifetime((argumentList, environmentList, paths)) {}

@@ -41,6 +41,8 @@ public struct LinkMonitor: ~Copyable, Sendable {
         descriptor = OwnedDescriptor(taking: number)
     }
 
+    init(taking number: Int32) { descriptor = OwnedDescriptor(taking: number) }
+
     /// The descriptor to watch for reading.
     public var number: Int32 { descriptor.number }
 

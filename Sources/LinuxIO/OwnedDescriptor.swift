@@ -27,6 +27,9 @@ public struct SystemError: Error, Hashable, Sendable, CustomStringConvertible {
         [ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, EMSGSIZE, ENOBUFS, EPERM].contains(code)
     }
 
+    /// Nobody listens there.
+    public var isRefusal: Bool { code == ECONNREFUSED }
+
     public var description: String { "\(call): \(String(cString: strerror(code)))" }
 }
 

@@ -45,9 +45,18 @@ public enum StreamSocket {
 
     /// Takes a waiting connection; nil when there is none.
     public static func accept(_ listener: Int32) -> AcceptedSocket? {
+        do { return try acceptOrExhausted(listener) } catch { return nil }
+    }
+
+    /// Takes a waiting connection; nil when there is none, or it is gone again. Throws when the system has no
+    /// descriptor or memory left for it: it goes on waiting then, and the listener stays readable.
+    public static func acceptOrExhausted(_ listener: Int32) throws(SystemError) -> AcceptedSocket? {
         var raw = clinux_address()
         let number = clinux_accept(listener, &raw)
-        guard number >= 0 else { return nil }
+        guard number >= 0 else {
+            guard [EMFILE, ENFILE, ENOBUFS, ENOMEM].contains(-number) else { return nil }
+            throw SystemError(call: "accept", code: -number)
+        }
         return AcceptedSocket(descriptor: OwnedDescriptor(taking: number), peer: KernelAddress(raw))
     }
 

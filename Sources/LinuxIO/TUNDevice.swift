@@ -22,8 +22,13 @@ public struct TUNDevice: ~Copyable, Sendable {
     }
 
     private let descriptor: OwnedDescriptor
-    /// The name that the kernel gave, such as `tun0`.
-    public let name: String
+    /// Asks for and sets the link, in the network namespace that the device is in.
+    private var control: OwnedDescriptor
+    private var namespace: UInt64
+    /// The name that the kernel gave, such as `tun0`, or that it had when `follow` was called last.
+    public private(set) var name: String
+    /// Hears of changes of the link, and of others in its network namespace.
+    public private(set) var monitor: LinkMonitor
     /// What was granted.
     public let offload: Offload
 
@@ -35,9 +40,47 @@ public struct TUNDevice: ~Copyable, Sendable {
         var features = offload.rawValue
         let number = clinux_tun_open_offload(&bytes, &features)
         guard number >= 0 else { throw SystemError(call: "ioctl(TUNSETIFF)", code: -number) }
-        descriptor = OwnedDescriptor(taking: number)
-        self.name = String(decoding: bytes.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        let owned = OwnedDescriptor(taking: number)
+        var sockets: (Int32, Int32) = (-1, -1)
+        try Self.check("socket(AF_NETLINK)", clinux_open_link_sockets(-1, &sockets.0, &sockets.1))
+        control = OwnedDescriptor(taking: sockets.0)
+        monitor = LinkMonitor(taking: sockets.1)
+        descriptor = owned
+        self.name = Self.text(bytes)
         self.offload = Offload(rawValue: features)
+        namespace = Self.namespace(of: number)
+    }
+
+    /// What tells the device's network namespace from others; 0 where that cannot be known.
+    private static func namespace(of number: Int32) -> UInt64 {
+        let space = clinux_tun_namespace(number)
+        guard space >= 0 else { return 0 }
+        let owned = OwnedDescriptor(taking: space)
+        return clinux_namespace_number(owned.number)
+    }
+
+    private static func text(_ bytes: [CChar]) -> String {
+        String(decoding: bytes.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+
+    /// Notices that the device has another name, or was moved to another network namespace. Then its link is
+    /// watched there: true, and `monitor` is a new one. Before Linux 5.2 namespaces are not followed.
+    public mutating func follow() throws(SystemError) -> Bool {
+        var bytes = [CChar](repeating: 0, count: 16)
+        if clinux_tun_name(number, &bytes) == 0 { name = Self.text(bytes) }
+        let space = clinux_tun_namespace(number)
+        // EBADFD: the device is gone, which the next read tells.
+        guard space >= 0 || space == -EPERM else { return false }
+        try Self.check("ioctl(TUNGETDEVNETNS)", min(space, 0))
+        let owned = OwnedDescriptor(taking: space)
+        let found = clinux_namespace_number(owned.number)
+        guard found != namespace else { return false }
+        var sockets: (Int32, Int32) = (-1, -1)
+        try Self.check("setns", clinux_open_link_sockets(owned.number, &sockets.0, &sockets.1))
+        control = OwnedDescriptor(taking: sockets.0)
+        monitor = LinkMonitor(taking: sockets.1)
+        namespace = found
+        return true
     }
 
     /// The descriptor to watch.
@@ -58,19 +101,21 @@ public struct TUNDevice: ~Copyable, Sendable {
 
     /// Sets how many packets wait in the kernel for a read; more are dropped.
     public func setQueueLength(_ packets: Int) throws(SystemError) {
-        try Self.check("SIOCSIFTXQLEN", clinux_interface_set_queue_length(name, Int32(clamping: packets)))
+        try Self.check(
+            "SIOCSIFTXQLEN", clinux_link_set_queue_length(control.number, name, Int32(clamping: packets)))
     }
 
     /// Limits super-packets that the kernel hands over.
     public func setSegmentLimits(count: Int, bytes: Int) throws(SystemError) {
-        let code = clinux_interface_set_gso_limits(name, UInt32(clamping: count), UInt32(clamping: bytes))
+        let code = clinux_link_set_gso_limits(
+            control.number, name, UInt32(clamping: count), UInt32(clamping: bytes))
         try Self.check("RTM_NEWLINK", code)
     }
 
     /// The link as it is now: nil when the device is gone.
     public func link() -> (isUp: Bool, mtuBytes: Int)? {
-        let up = clinux_interface_is_up(name)
-        let mtu = clinux_interface_mtu(name)
+        let up = clinux_link_is_up(control.number, name)
+        let mtu = clinux_link_mtu(control.number, name)
         return up >= 0 && mtu >= 0 ? (up == 1, Int(mtu)) : nil
     }
 

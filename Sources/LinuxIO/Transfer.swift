@@ -9,15 +9,17 @@ public enum DescriptorKind: Hashable, Sendable {
     case tcp
     /// Another stream socket: can be half-closed.
     case streamSocket
-    /// A socket that keeps the borders of messages.
+    /// A socket that keeps the borders of messages, and of which an empty one is the end.
     case datagramSocket
+    /// A UDP socket: empty messages are messages.
+    case udp
     /// A pipe or FIFO.
     case pipe
     /// A terminal or another device.
     case other
 
     /// Whether `send` and `recv` work.
-    public var isSocket: Bool { self == .tcp || self == .streamSocket || self == .datagramSocket }
+    public var isSocket: Bool { self != .pipe && self != .other }
 }
 
 /// Outcome of a read or write that never waits.
@@ -39,6 +41,7 @@ extension Descriptor {
         case 1: .tcp
         case 2: .streamSocket
         case 3: .datagramSocket
+        case 6: .udp
         case 4: .pipe
         case 5: .other
         default: nil
@@ -48,8 +51,8 @@ extension Descriptor {
     /// Whether `O_NONBLOCK` is set.
     public static func isNonBlocking(_ number: Int32) -> Bool { fcntl(number, F_GETFL) & O_NONBLOCK != 0 }
 
-    /// Reads once without waiting; the descriptor must be non-blocking. For datagram sockets an empty message
-    /// counts as the end, because a closed `SOCK_SEQPACKET` looks the same.
+    /// Reads once without waiting; the descriptor must be non-blocking. Of sockets that keep borders an empty message
+    /// is the `end` as well, because a closed `SOCK_SEQPACKET` looks the same.
     public static func read(_ number: Int32, into buffer: UnsafeMutableRawBufferPointer) -> TransferResult {
         while true {
             let count = Glibc.read(number, buffer.baseAddress, buffer.count)
@@ -108,6 +111,12 @@ extension Descriptor {
 
     /// Switches Nagle's delay off where there is one.
     public static func setNoDelay(_ number: Int32) { clinux_no_delay(number) }
+
+    /// Bytes that the kernel keeps of what is written; it counts its own overhead against twice as much.
+    public static func setSendBuffer(_ number: Int32, bytes: Int) {
+        var size = Int32(clamping: bytes)
+        setsockopt(number, SOL_SOCKET, SO_SNDBUF, &size, socklen_t(MemoryLayout<Int32>.size))
+    }
 
     /// TCP only: the socket counts as full while this many bytes were not sent yet.
     public static func setUnsentLowWater(_ number: Int32, bytes: Int) {

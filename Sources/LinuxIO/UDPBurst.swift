@@ -8,6 +8,8 @@ internal import Glibc
 public struct DatagramRun: Sendable {
     /// Where they go.
     public var destination: KernelAddress
+    /// The own address that they leave from; nil: the route's choice.
+    public var local: KernelAddress?
     /// First byte in the memory that is handed over with the runs.
     public var offset: Int
     /// Bytes of all of them.
@@ -21,17 +23,22 @@ public struct DatagramRun: Sendable {
     @inlinable public static var lengthLimit: Int { 65_507 }
 
     /// A run that begins with one datagram.
-    @inlinable public init(destination: KernelAddress, offset: Int, length: Int, segment: Int) {
+    @inlinable public init(
+        destination: KernelAddress, from local: KernelAddress? = nil, offset: Int, length: Int, segment: Int
+    ) {
         self.destination = destination
+        self.local = local
         self.offset = offset
         self.length = length
         self.segment = segment
     }
 
     /// Whether a datagram of `bytes` right behind the run may join it.
-    @inlinable public func canTake(_ bytes: Int, for destination: KernelAddress) -> Bool {
+    @inlinable public func canTake(
+        _ bytes: Int, for destination: KernelAddress, from local: KernelAddress? = nil
+    ) -> Bool {
         bytes <= segment && length % segment == 0 && length + bytes <= Self.lengthLimit
-            && length < segment * Self.countLimit && destination == self.destination
+            && length < segment * Self.countLimit && destination == self.destination && local == self.local
     }
 
     /// How many datagrams.
@@ -39,8 +46,8 @@ public struct DatagramRun: Sendable {
 
     var raw: clinux_run {
         clinux_run(
-            destination: destination.raw, offset: UInt32(offset), length: UInt32(length),
-            segment: UInt32(segment))
+            destination: destination.raw, local: local?.raw ?? clinux_address(), offset: UInt32(offset),
+            length: UInt32(length), segment: UInt32(segment), has_local: local == nil ? 0 : 1)
     }
 }
 
@@ -205,15 +212,19 @@ public struct SendBurst: ~Copyable {
         free < bytes || runCount > Self.runLimit - Self.reservedRuns
     }
 
-    /// Takes the `bytes` that were written at `used` as one datagram to `destination`.
-    public mutating func append(_ bytes: Int, to destination: KernelAddress) {
+    /// Takes the `bytes` that were written at `used` as one datagram to `destination`, which is to leave from the
+    /// own address `local` if that is possible.
+    public mutating func append(
+        _ bytes: Int, to destination: KernelAddress, from local: KernelAddress? = nil
+    ) {
         precondition(bytes > 0 && bytes <= free && runCount < Self.runLimit, "burst is full")
         if runCount > 0, runs[runCount - 1].offset + runs[runCount - 1].length == used,
-            runs[runCount - 1].canTake(bytes, for: destination)
+            runs[runCount - 1].canTake(bytes, for: destination, from: local)
         {
             runs[runCount - 1].length += bytes
         } else {
-            let run = DatagramRun(destination: destination, offset: used, length: bytes, segment: bytes)
+            let run = DatagramRun(
+                destination: destination, from: local, offset: used, length: bytes, segment: bytes)
             (runs + runCount).initialize(to: run)
             runCount += 1
         }

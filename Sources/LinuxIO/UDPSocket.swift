@@ -27,6 +27,12 @@ public struct KernelAddress: Hashable, Sendable {
         self.scope = scope
     }
 
+    /// In one go, because every packet is compared with the one before.
+    @inlinable public static func == (a: KernelAddress, b: KernelAddress) -> Bool {
+        (a.low ^ b.low) | (a.high ^ b.high) | UInt64(a.port ^ b.port) | UInt64(a.scope ^ b.scope) == 0
+            && a.isV4 == b.isV4
+    }
+
     /// `0.0.0.0:port` or `[::]:port`.
     public static func any(v4: Bool, port: UInt16 = 0) -> KernelAddress {
         KernelAddress(high: 0, low: v4 ? 0xffff_0000_0000 : 0, port: port, isV4: v4)
@@ -71,6 +77,8 @@ public struct UDPSocket: ~Copyable, Sendable {
         public var lost: UInt64 = 0
         /// `sendmsg`, `sendmmsg` and `recvmmsg` calls.
         public var calls: UInt64 = 0
+        /// How often a full buffer was waited for.
+        public var waits: UInt64 = 0
 
         /// All zero.
         public init() {}
@@ -100,6 +108,9 @@ public struct UDPSocket: ~Copyable, Sendable {
     /// What failed since `takeFailures`, one entry per destination, a few at most.
     private var failures: [SendFailure] = []
 
+    /// Destinations that could not be reached from the own address that was asked for: it is not ours any more.
+    private var strays: [KernelAddress] = []
+
     /// Binds to `local`; port 0 lets the kernel choose. Datagrams are never fragmented unless `mayFragment`.
     /// `reportsDestination`: a burst tells to which own address each message was sent.
     public init(
@@ -117,7 +128,8 @@ public struct UDPSocket: ~Copyable, Sendable {
         }
         localAddress = KernelAddress(raw)
         features = Features(
-            segmentation: clinux_udp_probe_gso(number) == 0, coalescing: clinux_udp_enable_gro(number) == 0,
+            segmentation: clinux_udp_probe_gso(number) == 0,
+            coalescing: clinux_udp_enable_gro(number, 1) == 0,
             dontFragment: mayFragment
                 ? clinux_udp_may_fragment(number, local.isV4 ? 1 : 0) != 0
                 : clinux_udp_dont_fragment(number, local.isV4 ? 1 : 0) == 0,
@@ -137,6 +149,11 @@ public struct UDPSocket: ~Copyable, Sendable {
     /// Stops using `UDP_SEGMENT`, as if the device had refused it.
     public mutating func disableSegmentation() { features.segmentation = false }
 
+    /// Stops using `UDP_GRO`, as if the kernel did not have it.
+    public mutating func disableCoalescing() {
+        if clinux_udp_enable_gro(number, 0) == 0 { features.coalescing = false }
+    }
+
     /// Receives what is waiting into `burst`, at most one system call and `limit` messages: fewer stay in the
     /// processor's cache until they are opened. Errors that concern one datagram or one destination (ICMP errors
     /// reported late) count as nothing received.
@@ -154,6 +171,19 @@ public struct UDPSocket: ~Copyable, Sendable {
         return failures
     }
 
+    /// Whether runs left from another own address than was asked.
+    public var hasStrays: Bool { !strays.isEmpty }
+
+    /// Hands over their destinations, a few at most.
+    public mutating func takeStrays() -> [KernelAddress] {
+        defer { strays = [] }
+        return strays
+    }
+
+    private mutating func noteStray(_ destination: KernelAddress) {
+        if strays.count < 16, !strays.contains(destination) { strays.append(destination) }
+    }
+
     private mutating func noteFailure(_ destination: KernelAddress, _ result: Int32) {
         // A full device or buffer says nothing about the way.
         guard result < 0, ![EAGAIN, ENOBUFS, ENOMEM].contains(-result), failures.count < 16,
@@ -162,12 +192,18 @@ public struct UDPSocket: ~Copyable, Sendable {
         failures.append(SendFailure(destination: destination, code: -result))
     }
 
+    /// How often one call of `send` waits for a full buffer: each time up to `waitMilliseconds`, and no more once
+    /// that was in vain. A device that is stuck must not stop the thread's timers and its other peers.
+    public static let patience = 4
+    private static let waitMilliseconds: Int32 = 5
+
     /// Sends runs of datagrams out of `memory`. What the kernel refuses is lost, as UDP may, and counted.
     public mutating func send(_ runs: UnsafeBufferPointer<DatagramRun>, from memory: UnsafeRawPointer) {
         var next = 0
+        var patience = Self.patience
         while next < runs.count {
             if !features.segmentation {
-                sendPlainly(runs[next], from: memory)
+                sendPlainly(runs[next], from: memory, &patience)
                 next += 1
                 continue
             }
@@ -182,15 +218,15 @@ public struct UDPSocket: ~Copyable, Sendable {
             let run = runs[next]
             switch -result {
             case EAGAIN, ENOBUFS:
-                if waitUntilWritable() { continue }
+                if waitUntilWritable(&patience) { continue }
                 counters.lost += UInt64(run.datagramCount)
             case EIO where run.datagramCount > 1:
                 // The device cannot compute checksums of segments: off for good, and once more plainly.
                 features.segmentation = false
                 continue
-            case EINVAL where run.datagramCount > 1:
-                // A segment is larger than the route's MTU: only plain datagrams tell which error it is.
-                sendPlainly(run, from: memory)
+            case let code where code == EINVAL && run.datagramCount > 1 || Self.mayBeOfSource(code, run):
+                // A segment is larger than the route's MTU, or the own address is not: only plain datagrams tell.
+                sendPlainly(run, from: memory, &patience)
             default:
                 counters.lost += UInt64(run.datagramCount)
                 noteFailure(run.destination, result)
@@ -199,18 +235,22 @@ public struct UDPSocket: ~Copyable, Sendable {
         }
     }
 
-    private mutating func sendPlainly(_ run: DatagramRun, from memory: UnsafeRawPointer) {
+    private mutating func sendPlainly(
+        _ run: DatagramRun, from memory: UnsafeRawPointer, _ patience: inout Int
+    ) {
         var raw = run.raw
         var done = 0
-        var patience = 2
         while done < run.datagramCount {
             let result = clinux_send_plain(number, memory, &raw, UInt32(done))
             counters.calls += 1
             if result > 0 {
                 done += Int(result)
                 counters.sent += UInt64(result)
-            } else if -result == EAGAIN, patience > 0, waitUntilWritable() {
-                patience -= 1
+            } else if [EAGAIN, ENOBUFS].contains(-result), waitUntilWritable(&patience) {
+                continue
+            } else if raw.has_local != 0, Self.mayBeOfSource(-result, run) {
+                raw.has_local = 0
+                noteStray(run.destination)
             } else {
                 done += 1
                 counters.lost += 1
@@ -219,11 +259,22 @@ public struct UDPSocket: ~Copyable, Sendable {
         }
     }
 
+    /// Whether the kernel may refuse the run because the own address that was asked for is not ours, or does not
+    /// lead there.
+    private static func mayBeOfSource(_ code: Int32, _ run: DatagramRun) -> Bool {
+        run.local != nil && [EINVAL, ENETUNREACH, EADDRNOTAVAIL].contains(code)
+    }
+
     /// Full socket buffer: the device drains it within microseconds to milliseconds; dropping would make TCP
-    /// inside believe in congestion. Bounded, so that a dead device cannot stop the engine.
-    private func waitUntilWritable() -> Bool {
+    /// inside believe in congestion. False: patience is at its end.
+    private mutating func waitUntilWritable(_ patience: inout Int) -> Bool {
+        guard patience > 0 else { return false }
+        counters.waits += 1
         var wait = pollfd(fd: number, events: Int16(POLLOUT), revents: 0)
-        return poll(&wait, 1, 5) > 0 && wait.revents & Int16(POLLOUT) != 0
+        let isWritable =
+            poll(&wait, 1, Self.waitMilliseconds) > 0 && wait.revents & Int16(POLLOUT) != 0
+        patience = isWritable ? patience - 1 : 0
+        return isWritable
     }
 
     private func withRaw(

@@ -119,6 +119,27 @@ public enum Campaign {
         scenario.expectations.append(after)
     }
 
+    /// One node with sessions to many, as an agent that many use.
+    public static func star(_ count: Int, seed: UInt64, duration: Double = 10) -> Scenario {
+        var random = SeededGenerator(seed: seed)
+        var scenario = Scenario(name: "star of \(count)", duration: duration)
+        scenario.hosts.append(Scenario.Host(name: "hub", router: nil))
+        for index in 0..<count {
+            var router = router("r\(index)", &random)
+            router.proxyOnly = false
+            scenario.routers.append(router)
+            scenario.hosts.append(Scenario.Host(name: "h\(index)", router: "r\(index)"))
+            var session = Scenario.Session(from: "h\(index)", to: "hub")
+            session.at = 1 + Double(random.next() % 2_000) / 1_000
+            scenario.sessions.append(session)
+            scenario.expectations.append(
+                Scenario.Expectation(
+                    from: session.from, to: session.to, at: session.at + 4,
+                    path: router.blocksUDP ? .relayed : .direct))
+        }
+        return scenario
+    }
+
     /// Many nodes, each in a session with its neighbour, behind all kinds of NATs.
     public static func crowd(_ count: Int, seed: UInt64, duration: Double = 10) -> Scenario {
         var random = SeededGenerator(seed: seed)

@@ -21,6 +21,11 @@ final class SimHost {
     var addresses: [IPAddress]
     var link: Scenario.Host
     var hasUDP = true
+    /// Since when packets to a host go directly only.
+    var directSince: [Int: Instant] = [:]
+    /// When the relays' latencies were measured last, and when they will be again. The net's time.
+    var measuredAt = World.start
+    var measureAt = Instant.never
     var dataDies = false
     var isAsleep = false
     var loss = 0.0

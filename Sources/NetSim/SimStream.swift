@@ -47,6 +47,14 @@ struct SimStream {
         return number
     }
 
+    /// The path failed a moment ago: the oldest segment goes again at once.
+    mutating func repeatLost(now: Instant) -> UInt32? {
+        guard let first = unacknowledged.first else { return nil }
+        timeoutAt = now + timeout
+        unacknowledged[0].at = now
+        return first.number
+    }
+
     /// Segments to send again now.
     mutating func handleTimeout(now: Instant) -> UInt32? {
         guard now >= timeoutAt, let first = unacknowledged.first else { return nil }

@@ -72,6 +72,8 @@ extension World {
         guard !isAsleep else { return }
         timerNow(host)
         wakeRelays(host)
+        // The clock tells the engine that it slept.
+        moved(host)
     }
 
     private func roam(_ host: SimHost, to router: Int?) {

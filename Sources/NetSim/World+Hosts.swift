@@ -18,17 +18,12 @@ extension World {
     fileprivate func tellSurroundings(_ host: SimHost) {
         let time = host.time(now)
         host.discovery.setServers(
-            scenario.regions.map { region in
-                EndpointDiscovery.Server(
-                    region: region.id,
-                    addresses: (0..<region.stunServers).prefix(1).map { stunAddress(region.id, $0) })
-            }
-                + scenario.regions.flatMap { region in
-                    // A second address is a server of its own, as in a map with two STUN nodes.
-                    (1..<max(1, region.stunServers)).map {
-                        EndpointDiscovery.Server(region: region.id, addresses: [stunAddress(region.id, $0)])
-                    }
-                }, now: time)
+            scenario.regions.flatMap { region in
+                // A second address is a server of its own, as in a map with two STUN nodes.
+                (0..<region.stunServers).map {
+                    EndpointDiscovery.Server(region: region.id, addresses: [stunAddress(region.id, $0)])
+                }
+            }, now: time)
         host.discovery.setLocal(
             addresses: host.addresses, portV4: SimHost.port, portV6: SimHost.port, now: time)
         var opened: [SocketAddress] = []
@@ -43,6 +38,8 @@ extension World {
 
     /// Chooses the home relay by the latencies of those that work.
     func measure(_ host: SimHost) {
+        host.measuredAt = now
+        host.measureAt = .never
         var latencies: [Int: Interval] = [:]
         for region in scenario.regions where !relaysDown.contains(region.id) {
             latencies[region.id] = relayDelay(host, region.id) * 2
@@ -107,9 +104,16 @@ extension World {
     private func decided(_ host: SimHost, _ event: PathEvent) {
         note("\(now.since(Self.start).nanoseconds) \(host.name) \(event.peer?.rawValue ?? 0) \(event.kind)")
         switch event.kind {
-        case .chosen, .trustedAgain: directChanges.append((now, host.index, true))
-        case .doubted, .lost: directChanges.append((now, host.index, false))
+        case .chosen, .trustedAgain:
+            directChanges.append((now, host.index, true))
+            if let peer = event.peer { host.directSince[Int(peer.rawValue)] = now }
+        case .doubted, .lost:
+            directChanges.append((now, host.index, false))
+            if let peer = event.peer { host.directSince[Int(peer.rawValue)] = nil }
         default: break
+        }
+        if case .doubted(_, let reason) = event.kind, reason.meansLoss, let peer = event.peer {
+            repeatLost(host, Int(peer.rawValue))
         }
         guard case .chosen = event.kind, let peer = event.peer else { return }
         let sizes = host.paths.sizes
@@ -187,6 +191,7 @@ extension World {
         tellSurroundings(host)
         host.discovery.linkChanged(now: host.time(now))
         host.paths.linkChanged(now: host.time(now))
+        measure(host)
         pump(host)
     }
 }

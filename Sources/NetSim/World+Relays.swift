@@ -75,6 +75,7 @@ extension World {
         guard !relaysDown.contains(link.region), !host.isAsleep else {
             close(number)
             host.waiting[link.region] = nil
+            measureSoon(host, link.region, after: .seconds(5))
             return redial(host, link.region, .milliseconds(250 + random.next() % 250))
         }
         let hello = DERPServerSession.serverKeyFrame(relay.key.nodePublicKey)
@@ -108,12 +109,19 @@ extension World {
         guard !link.isClosed else { return }
         close(number)
         guard link.generation == host.generation else { return }
-        if link.isReady {
-            host.paths.relayDisconnected(link.region, now: host.time(now))
-            measure(host)
-        }
+        if link.isReady { host.paths.relayDisconnected(link.region, now: host.time(now)) }
+        measureSoon(host, link.region, after: link.isReady ? .seconds(1) : .seconds(5))
         redial(host, link.region, .milliseconds(100 + random.next() % 100))
         pump(host)
+    }
+
+    /// What the engine does when its home relay fails; `least`: since the last measurement.
+    private func measureSoon(_ host: SimHost, _ region: Int, after least: Interval) {
+        guard region == host.homeRegion.current else { return }
+        let at = max(now + .milliseconds(100 + random.next() % 100), host.measuredAt + least)
+        guard at < host.measureAt else { return }
+        host.measureAt = at
+        schedule(.measure(host: host.index, generation: host.generation), at: at)
     }
 
     // MARK: The node's side

@@ -19,7 +19,9 @@ extension World {
         if let number = sessions[index].streams[side].next(now: now) {
             sendSegment(host, to: other, .init(session: index, number: number, acknowledges: nil))
         }
-        guard sessions[index].streams[side].oldest(now: now) > Self.deathAge,
+        // What was lost before, on another path or while the peer slept, says nothing of this one.
+        guard let since = host.directSince[other], now.since(since) > Self.deathAge,
+            sessions[index].streams[side].oldest(now: now) > Self.deathAge,
             host.paths.directAddress(of: hosts[other].id, now: host.time(now)) != nil
         else { return }
         host.paths.noteDataDead(hosts[other].id, isCertain: true, now: host.time(now))
@@ -31,6 +33,25 @@ extension World {
         pump(host)
         if let address = route.udp { send(host, .data(segment), to: address) }
         if let region = route.relay { sendRelayed(host, .data(segment), region: region, to: other) }
+    }
+
+    /// What the engine asks of the real stack when the path to a peer fails.
+    func repeatLost(_ host: SimHost, _ other: Int) {
+        for index in host.sessions {
+            let side = sessions[index].hosts.0 == host.index ? 0 : 1
+            guard sessions[index].host(1 - side) == other,
+                let number = sessions[index].streams[side].repeatLost(now: now)
+            else { continue }
+            schedule(.repeated(session: index, side: side, number), in: .zero)
+        }
+    }
+
+    func repeated(_ index: Int, _ side: Int, _ number: UInt32) {
+        let host = hosts[sessions[index].host(side)]
+        guard !host.isAsleep else { return }
+        sendSegment(
+            host, to: sessions[index].host(1 - side), .init(session: index, number: number, acknowledges: nil)
+        )
     }
 
     func received(_ host: SimHost, _ segment: SimStream.Segment, from source: SocketAddress? = nil) {

@@ -17,9 +17,11 @@ public final class World {
         case relayLost(link: Int)
         case news(about: Int, to: Int)
         case tick(session: Int, side: Int)
+        case repeated(session: Int, side: Int, UInt32)
         case fault(Int, isEnd: Bool)
         case linkNoticed(Int)
         case dial(region: Int, host: Int, generation: Int)
+        case measure(host: Int, generation: Int)
         case expectation(Int)
     }
 
@@ -157,10 +159,15 @@ public final class World {
         case .relayLost(let link): relayLost(link)
         case .news(let about, let to): news(about, to)
         case .tick(let session, let side): tick(session, side)
+        case .repeated(let session, let side, let number): repeated(session, side, number)
         case .fault(let index, let isEnd): apply(scenario.faults[index], isEnd: isEnd)
         case .linkNoticed(let index): linkNoticed(hosts[index])
         case .dial(let region, let index, let generation):
             if hosts[index].generation == generation { dial(region, hosts[index]) }
+        case .measure(let index, let generation):
+            guard hosts[index].generation == generation else { return }
+            measure(hosts[index])
+            pump(hosts[index])
         case .expectation(let index): check(scenario.expectations[index])
         }
     }

@@ -181,9 +181,9 @@ extension ResumableStream {
     }
 
     private mutating func acknowledge(_ mark: UInt64, limit: UInt64, now: UInt64) throws(ResumeError) {
-        guard mark >= ackedMark, mark <= sentOffset + (isEndSent ? 1 : 0),
-            mark <= sendOffset + (isEndSent ? 1 : 0)
-        else { throw fail(.badAcknowledgement(mark)) }
+        guard mark >= ackedMark, mark <= sendOffset + (isEndSent ? 1 : 0) else {
+            throw fail(.badAcknowledgement(mark))
+        }
         // The bytes of a frame that is half sent stay: its header has announced them.
         accept(mark: mark)
         guard limit >= peerLimit, limit - ackedOffset <= UInt64(Int.max / 4) else {

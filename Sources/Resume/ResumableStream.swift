@@ -118,7 +118,7 @@ public struct ResumableStream: ~Copyable {
     public mutating func attach(received: UInt64, limit: UInt64, now: UInt64) throws(ResumeError) {
         detach()
         // What the peer has it must have got from us, and it cannot lose what it had.
-        guard received >= ackedMark, received <= sentOffset &+ (hasLocalEnd ? 1 : 0) else {
+        guard received >= ackedMark, received <= sentMark else {
             throw fail(.badAcknowledgement(received))
         }
         accept(mark: received)
@@ -210,6 +210,9 @@ public struct ResumableStream: ~Copyable {
     /// Both directions are over as far as this end can tell: only the peer's word on our end may be missing.
     public var isDrained: Bool { isPeerFinished && hasLocalEnd && replay.isEmpty }
 
+    /// Whether the peer has all that was taken from the local side, and its end if there was one.
+    public var hasPeerAll: Bool { replay.isEmpty && (isEndAcked || !hasLocalEnd) }
+
     /// Whether there is anything to say that the carrier has not taken.
     var needsCarrier: Bool {
         due.acknowledgement || due.reset != nil || !control.isEmpty || frameLeft > 0
@@ -230,6 +233,11 @@ public struct ResumableStream: ~Copyable {
     /// What came, the end counted as one.
     var receivedMark: UInt64 { receivedOffset + (peerEnd == nil ? 0 : 1) }
     var ackedMark: UInt64 { ackedOffset + (isEndAcked ? 1 : 0) }
+
+    /// The furthest that the peer can have: no end before all bytes went out, on whatever carrier.
+    private var sentMark: UInt64 {
+        sentOffset + (hasLocalEnd && sentOffset == ackedOffset + UInt64(replay.count) ? 1 : 0)
+    }
 
     /// The peer has everything before `mark`; the caller has checked it.
     mutating func accept(mark: UInt64) {

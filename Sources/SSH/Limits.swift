@@ -9,12 +9,17 @@ public struct SSHLimits: Sendable {
     public var preambleBytes = 8 * 1024
     /// `packet_length` that is accepted. OpenSSH's PACKET_MAX_SIZE.
     public var packetBytes = 256 * 1024
-    /// One packet before keys are agreed on: no KEXINIT of a real peer comes near.
+    /// One packet before keys are agreed on, and all unhandled bytes before the peer is let in: no KEXINIT of a real
+    /// peer comes near.
     public var packetBytesBeforeKeys = 35_000
     /// One channel's unread data: what a peer may send before the application took it. As OpenSSH.
     public var channelWindowBytes = 2 * 1024 * 1024
     /// To this a channel's window grows while its reader keeps up: 1 Gbit/s over 130 ms.
     public var channelWindowLimitBytes = 16 * 1024 * 1024
+    /// What further channels begin with when `fullWindows` are open, so that a thousand of them stay bounded.
+    public var manyChannelsWindowBytes = 256 * 1024
+    /// Channels with a window of `channelWindowBytes` from the beginning.
+    public var fullWindows = 64
     /// By so much all channels of a connection together may grow.
     public var windowGrowthBytes = 64 * 1024 * 1024
     /// Data in one packet that we accept; larger saves little, and delays keystrokes behind it.

@@ -19,8 +19,14 @@ package final class HostedServer: Sendable {
     /// Runs a statement on its database, to set up what no request can: time passed, for one.
     package func execute(_ sql: String) async throws { try await server.execute(sql) }
 
+    /// Deletes records that are old enough now.
+    package func purge() async throws { try await server.purge() }
+
     /// Connections of relayed clients, and bad ones that were dropped.
     package var relay: (clients: Int, refused: UInt64) { server.relayState }
+
+    /// Asks all edge relays now how they are.
+    package func checkRelays() async { await server.checkRelays() }
 
     /// Open RPC sessions.
     package var sessionCount: Int { server.sessionCount }

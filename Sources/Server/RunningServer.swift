@@ -11,30 +11,39 @@ internal import NIOSSL
 internal import Synchronization
 
 /// A server that has started: listeners, database, mesh services. Made by `start`, ended by `stop`.
-final class RunningServer: Sendable {
+final class RunningServer: RunningProgram {
+    /// A socket, and what answers there.
+    private struct Listener: Sendable {
+        var server: HTTPServer
+        var responder: any Connection.Responder
+        var counters: HTTPCounters
+    }
+
     private let cluster: PrivateCluster?
     private let pool: ConnectionPool
     private let group: MultiThreadedEventLoopGroup
     private let logger: Logger
     private let listeners: [Task<Void, Never>]
+    private let retention: Task<Void, Never>
     private let isFailed: Atomic<Bool>
     private let failures: AsyncStream<Void>
     private let services: Services
     /// Held until everything else has stopped.
     private let lock = Mutex<ServerLock?>(nil)
-    /// Ports that were bound: HTTP first.
+    /// Ports that were bound: HTTP first, then HTTPS, then that of the metrics.
     let ports: [Int]
 
     private init(
         cluster: PrivateCluster?, pool: ConnectionPool, group: MultiThreadedEventLoopGroup, logger: Logger,
-        services: Services, servers: [HTTPServer], responder: any Connection.Responder
+        services: Services, servers: [Listener]
     ) {
         self.cluster = cluster
         self.pool = pool
         self.group = group
         self.logger = logger
         self.services = services
-        ports = servers.map(\.port)
+        ports = servers.map(\.server.port)
+        retention = Task { await Retention.run(pool, logger) }
         let (stream, continuation) = AsyncStream.makeStream(
             of: Void.self, bufferingPolicy: .bufferingNewest(1))
         failures = stream
@@ -43,12 +52,13 @@ final class RunningServer: Sendable {
             (name: "X-Coder-Build-Version", value: services.options.version),
             ("X-Content-Type-Options", "nosniff"),
         ]
-        listeners = servers.map { server in
+        listeners = servers.map { listener in
             Task {
                 do {
-                    try await server.run { stream in
+                    try await listener.server.run { stream in
                         let connection = Connection(
-                            stream: stream, responder: responder, logger: logger, commonFields: fields)
+                            stream: stream, responder: listener.responder, logger: logger,
+                            commonFields: fields, counters: listener.counters)
                         await connection.run()
                     }
                 } catch is CancellationError {
@@ -68,6 +78,10 @@ final class RunningServer: Sendable {
 
     /// For tests.
     func execute(_ sql: String) async throws { try await pool.script(sql) }
+    /// For tests: asks all edge relays now.
+    func checkRelays() async { await services.proxies.checkAll() }
+    /// For tests: deletes what is old now.
+    func purge() async throws { try await Retention.purge(pool) }
     /// Relayed clients, and connections that were closed for breaking the protocol.
     var relayState: (clients: Int, refused: UInt64) {
         let counters = services.mesh.relay?.counters ?? .init()
@@ -86,8 +100,10 @@ final class RunningServer: Sendable {
     func stop() async {
         await services.proxies.stop()
         await services.mesh.stop()
+        retention.cancel()
         for listener in listeners { listener.cancel() }
         for listener in listeners { await listener.value }
+        await retention.value
         await pool.close()
         if let cluster { await cluster.stop() }
         do {
@@ -112,8 +128,11 @@ extension RunningServer {
         var cluster: PrivateCluster?
         do {
             // Ports first: a server that cannot listen must not touch the database.
-            let servers = try await bind(options, group: group, logger: logger)
-            let accessURL = try chooseAccessURL(options, port: servers.first?.port)
+            let counters = HTTPCounters()
+            let certificates = try loadCertificates(options, logger: logger)
+            let servers = try await bind(
+                options, certificates, group: group, counters: counters, logger: logger)
+            let accessURL = try chooseAccessURL(options, port: servers.api.first?.port)
             if options.postgresURL == nil {
                 let started = try await PrivateCluster.start(
                     configDirectory: options.configDirectory, logger: logger)
@@ -126,12 +145,21 @@ extension RunningServer {
             try await Seed.deployment(pool, now: .now())
             let services = try await makeServices(
                 options, accessURL: accessURL, pool: pool, logger: logger)
+            let api = try makeResponder(services)
+            let metrics = MetricsResponder(mesh: services.mesh, http: counters, certificates: certificates)
+            let listeners =
+                servers.api.map { Listener(server: $0, responder: api, counters: counters) }
+                + servers.metrics.map { Listener(server: $0, responder: metrics, counters: HTTPCounters()) }
             let server = RunningServer(
                 cluster: cluster, pool: pool, group: group, logger: logger, services: services,
-                servers: servers,
-                responder: makeResponder(services))
+                servers: listeners)
             await services.proxies.start()
             server.lock.withLock { $0 = lock }
+            if accessURL.isLoopback, !servesThisMachineOnly(options) {
+                logger.warning(
+                    "users and agents on other machines cannot reach the access URL: give --access-url",
+                    metadata: ["url": "\(accessURL.text)"])
+            }
             return server
         } catch {
             if let cluster { await cluster.stop() }
@@ -148,21 +176,29 @@ extension RunningServer {
         let stun = STUNListener.open(options, logger: logger)
         let key = try PrivateKey(
             bytes: try Hex.bytes(try await Seed.value("derp_private_key", pool), count: 32))
-        let relay = try Relay(Relay.Configuration(privateKey: key), generator: &generator)
+        let map = try await DERPMapBuilder.map(
+            options, accessURL: accessURL, stunPort: stun?.port, secondPort: stun?.secondPort)
+        var configuration = Relay.Configuration(privateKey: key)
+        configuration.limits.connections = LifeCycle.relayConnections(hasTLS: options.tlsEnable)
+        let relay = options.derpEnable ? try Relay(configuration, generator: &generator) : nil
         let mesh = try MeshServices(
-            map: try DERPMapBuilder.map(options, accessURL: accessURL, stunPort: stun?.port), relay: relay,
-            stun: stun, resumeTokens: try await ResumeTokens.load(pool))
-        return Services(
+            map: map, blocksDirect: options.blockDirect, relay: relay, stun: stun,
+            resumeTokens: try await ResumeTokens.load(pool))
+        let services = Services(
             options: options, accessURL: accessURL, deploymentID: try await Seed.value("deployment_id", pool),
             store: Store(database: pool), mesh: mesh, logger: logger)
+        try await services.proxies.load()
+        return services
     }
 
-    private static func makeResponder(_ services: Services) -> any Connection.Responder {
+    private static func makeResponder(_ services: Services) throws -> any Connection.Responder {
         let options = services.options
         let authenticator = Authenticator(
             store: services.store, apiLimitPerMinute: options.disableRateLimits ? 0 : options.apiRateLimit,
             refreshesSessions: !options.disableSessionExpiryRefresh)
-        let table = RouteTable(authenticator: authenticator, logger: services.logger)
+        let proxies = try TrustedProxies(
+            origins: options.trustedProxyOrigins, headers: options.trustedProxyHeaders)
+        let table = RouteTable(authenticator: authenticator, proxies: proxies, logger: services.logger)
         DeploymentRoutes(services: services).register(table)
         DownloadRoutes(services: services).register(table)
         UserRoutes(services: services).register(table)
@@ -177,41 +213,59 @@ extension RunningServer {
         RelayRoutes(services: services).register(table)
         WorkspaceProxyRoutes(services: services).register(table)
         ProxySideRoutes(services: services).register(table)
+        LoginPage.register(table)
         return table.makeResponder { call in
-            let path = call.head.target.prefix { $0 != "?" }
-            let isProgrammatic = ["/api", "/derp", "/bin", "/scim", "/swagger", "/oauth2"].contains {
-                path.hasPrefix($0)
-            }
-            guard call.head.method == "GET" || call.head.method == "HEAD", !isProgrammatic else {
+            guard call.head.method == "GET" || call.head.method == "HEAD" else {
                 throw APIError.routeNotFound
             }
-            return .text(
-                LandingPage.html(url: services.accessURL.text, version: options.version),
-                type: "text/html; charset=utf-8")
+            let path = call.head.target.prefix { $0 != "?" }
+            if path.allSatisfy({ $0 == "/" }) {
+                return LandingPage.page(url: services.publicURL(for: call), version: options.version).reply
+            }
+            // Programs look here for what a server may have, and take any success for a yes.
+            guard call.head.first("accept")?.contains("text/html") == true, !path.hasPrefix("/api") else {
+                throw APIError.routeNotFound
+            }
+            return LandingPage.nowhere.reply
         }
     }
 
+    private static func loadCertificates(_ options: ServerOptions, logger: Logger) throws -> Certificates? {
+        guard options.tlsEnable else { return nil }
+        return try Certificates.load(
+            chains: options.tlsCertificateFiles, keys: options.tlsKeyFiles, logger: logger)
+    }
+
     private static func bind(
-        _ options: ServerOptions, group: MultiThreadedEventLoopGroup, logger: Logger
-    ) async throws -> [HTTPServer] {
+        _ options: ServerOptions, _ certificates: Certificates?, group: MultiThreadedEventLoopGroup,
+        counters: HTTPCounters, logger: Logger
+    ) async throws -> (api: [HTTPServer], metrics: [HTTPServer]) {
+        func listen(_ text: String, standard: Int, tls: Certificates? = nil) async throws -> HTTPServer {
+            let (host, port) = try address(text, standard: standard)
+            return try await HTTPServer(
+                host: host, port: port, tls: tls, group: group, logger: logger, counters: counters)
+        }
         var servers: [HTTPServer] = []
         if !options.httpAddress.isEmpty {
-            let (host, port) = try address(options.httpAddress, standard: 3000)
-            servers.append(
-                try await HTTPServer(host: host, port: port, tls: nil, group: group, logger: logger))
+            servers.append(try await listen(options.httpAddress, standard: 3000))
         }
-        if options.tlsEnable {
-            let (host, port) = try address(options.tlsAddress, standard: 3443)
-            let tls = try Certificates.load(
-                chains: options.tlsCertificateFiles, keys: options.tlsKeyFiles, logger: logger)
-            servers.append(
-                try await HTTPServer(host: host, port: port, tls: tls, group: group, logger: logger))
+        if let certificates {
+            servers.append(try await listen(options.tlsAddress, standard: 3443, tls: certificates))
         }
         guard !servers.isEmpty else {
             throw PrivateCluster.StartError(
                 description: "neither --http-address nor --tls-enable: nothing to listen on")
         }
-        return servers
+        guard options.prometheusEnable else { return (servers, []) }
+        return (servers, [try await listen(options.prometheusAddress, standard: 2112)])
+    }
+
+    private static func servesThisMachineOnly(_ options: ServerOptions) -> Bool {
+        let addresses = [options.httpAddress, options.tlsEnable ? options.tlsAddress : ""]
+        return addresses.allSatisfy { text in
+            guard !text.isEmpty, let (host, _) = try? address(text, standard: 0) else { return true }
+            return AccessURL(isSecure: false, host: host, port: nil).isLoopback
+        }
     }
 
     private static func address(_ text: String, standard: Int) throws -> (String, Int) {

@@ -16,26 +16,13 @@ public enum ServerProgram {
         complain: @escaping @Sendable (String) -> Void
     ) async -> Int32 {
         let logger = makeLogger(options.logLevel)
-        do {
-            let signals = StopSignals()
-            let server = try await RunningServer.start(options, logger: logger, say: say)
-            say("\nView the Web UI and log in at: \(server.accessURL)\n")
-            say("==> Logs will stream in below (press ctrl+c to gracefully exit):")
-            await withTaskGroup(of: Void.self) { group in
-                group.addTask { await signals.wait() }
-                group.addTask { await server.failed() }
-                await group.next()
-                group.cancelAll()
-            }
-            say("Stopping; press ctrl+c again to end at once.")
-            signals.endAtOnceNextTime()
-            await server.stop()
-            say("Stopped.")
-            return server.hasFailed ? 1 : 0
-        } catch {
-            complain("error: \(error)")
-            return 1
-        }
+        DescriptorLimit.raise()
+        return await LifeCycle.run(
+            start: { try await RunningServer.start(options, logger: logger, say: say) },
+            started: { server in
+                say("\nView the Web UI and log in at: \(server.accessURL)\n")
+                say("==> Logs will stream in below (press ctrl+c to gracefully exit):")
+            }, stopping: "Stopping; press ctrl+c again to end at once.", say: say, complain: complain)
     }
 
     static func makeLogger(_ level: String) -> Logger {

@@ -6,15 +6,22 @@ public import Mesh
 internal import Synchronization
 
 /// Connects the mesh to relays by HTTP: `Upgrade: DERP`, or a WebSocket where a proxy in between refuses that or the
-/// deployment says so. What was learned about a region is kept. derp.md §4, §5, §7.1.
+/// deployment says so. What was learned about a region is kept for a while, as it may be a fault of the moment.
+/// derp.md §4, §5, §7.1.
 public final class RelayConnector: RelayDialer {
     private let client: HTTPClient
     private let state: Mutex<State>
 
     private struct State {
         var forcesWebSockets: Bool
-        var reasons: [Int: String] = [:]
+        /// Why the last connection of a region took a WebSocket, and since when; 0: in another network.
+        var reasons: [Int: (text: String, since: UInt64)] = [:]
     }
+
+    /// Then the upgrade is tried again at the next connection. 30 minutes.
+    private static let memory: UInt64 = 1_800_000_000_000
+    /// For a node, when others of its region could be tried. Upstream's too.
+    private static let patience = Duration.milliseconds(1_500)
 
     /// Uses this client, and with it its proxies and extra headers.
     public init(client: HTTPClient, forcesWebSockets: Bool = false) {
@@ -25,20 +32,35 @@ public final class RelayConnector: RelayDialer {
     /// WebSockets to all relays from the next connection on, as the deployment says.
     public func setForcesWebSockets(_ isForced: Bool) { state.withLock { $0.forcesWebSockets = isForced } }
 
+    public func networkChanged() {
+        state.withLock { state in for region in state.reasons.keys { state.reasons[region]?.since = 0 } }
+    }
+
     public func connect(region: DERPMap.Region) async throws -> OwnedDescriptor {
         var failure: (any Error)?
-        for node in region.nodes where !node.isSTUNOnly {
-            do { return try await connect(node, of: region.id) } catch { failure = error }
+        let nodes = region.nodes.filter { !$0.isSTUNOnly }
+        for (place, node) in nodes.enumerated() {
+            let timeout = place + 1 < nodes.count ? Self.patience : .seconds(10)
+            do { return try await connect(node, of: region.id, timeout) } catch { failure = error }
             try Task.checkCancellation()
         }
         throw failure ?? RelayError.noRelay(region: region.id)
     }
 
-    private func connect(_ node: DERPMap.Node, of region: Int) async throws(HTTPError) -> OwnedDescriptor {
-        let (url, options) = Self.target(node, path: "/derp")
-        guard !usesWebSocket(region) else { return try await client.derpWebSocket(url, options: options) }
+    private func connect(
+        _ node: DERPMap.Node, of region: Int, _ timeout: Duration
+    ) async throws(HTTPError) -> OwnedDescriptor {
+        let (url, target) = Self.target(node, path: "/derp")
+        var options = target
+        options.connectTimeout = timeout
+        guard !usesWebSocket(region) else {
+            return try await client.derpWebSocket(url, timeout: timeout, options: options)
+        }
         do throws(HTTPError) {
-            return try await client.upgrade(url, protocol: "DERP", options: options)
+            let descriptor = try await client.upgrade(
+                url, protocol: "DERP", timeout: timeout, options: options)
+            state.withLock { $0.reasons[region] = nil }
+            return descriptor
         } catch {
             // 4xx: something in between does not let the upgrade through. 200 or 5xx say nothing about that.
             guard error.kind == .upgradeRefused, let response = error.response, 400..<500 ~= response.status
@@ -48,33 +70,54 @@ public final class RelayConnector: RelayDialer {
             let text =
                 "GET failed with status code \(response.status) "
                 + "(a proxy could be disallowing the use of 'Upgrade: derp'): \(response.text.prefix(256))"
-            state.withLock { $0.reasons[region] = text }
-            return try await client.derpWebSocket(url, options: options)
+            // Where a WebSocket is refused as well, it was not about the upgrade.
+            let descriptor = try await client.derpWebSocket(url, timeout: timeout, options: options)
+            state.withLock { $0.reasons[region] = (text, Clock.monotonicNanoseconds()) }
+            return descriptor
         }
     }
 
     public func measureLatency(region: DERPMap.Region) async throws -> RelayLatency {
-        guard let node = region.nodes.first(where: { !$0.isSTUNOnly }) else {
-            throw RelayError.noRelay(region: region.id)
+        var failure: (any Error)?
+        let nodes = region.nodes.filter { !$0.isSTUNOnly }
+        for (place, node) in nodes.enumerated() {
+            let timeout = place + 1 < nodes.count ? Self.patience : .seconds(5)
+            do { return try await measureLatency(node, timeout) } catch { failure = error }
+            try Task.checkCancellation()
         }
+        throw failure ?? RelayError.noRelay(region: region.id)
+    }
+
+    private func measureLatency(
+        _ node: DERPMap.Node, _ timeout: Duration
+    ) async throws(HTTPError) -> RelayLatency {
         let (url, options) = Self.target(node, path: "/derp/latency-check")
         // The first request opens the connection, which is kept; the second one is measured.
-        _ = try await client.request("GET", url, bodyLimit: 4_096, timeout: .seconds(5), options: options)
+        _ = try await client.request("GET", url, bodyLimit: 4_096, timeout: timeout, options: options)
         let start = Clock.monotonicNanoseconds()
-        _ = try await client.request("GET", url, bodyLimit: 4_096, timeout: .seconds(5), options: options)
+        _ = try await client.request("GET", url, bodyLimit: 4_096, timeout: timeout, options: options)
         let isV6 = node.hostName.contains(":") || (node.ipv4 == "none" && !node.ipv6.isEmpty)
         return RelayLatency(
             roundTrip: Interval(nanoseconds: Clock.monotonicNanoseconds() - start), isV4: !isV6)
     }
 
-    public func forcedWebSocketReasons() -> [Int: String] { state.withLock { $0.reasons } }
+    public func forcedWebSocketReasons() -> [Int: String] {
+        state.withLock { $0.reasons.mapValues(\.text) }
+    }
 
     private func usesWebSocket(_ region: Int) -> Bool {
-        state.withLock { $0.forcesWebSockets || $0.reasons[region] != nil }
+        let now = Clock.monotonicNanoseconds()
+        return state.withLock { state in
+            guard !state.forcesWebSockets, let since = state.reasons[region]?.since else {
+                return state.forcesWebSockets
+            }
+            return since != 0 && now - since < Self.memory
+        }
     }
 
     private static func target(_ node: DERPMap.Node, path: String) -> (HTTPURL, ConnectOptions) {
-        let port = node.derpPort == 0 ? (node.forcesHTTP ? 80 : 443) : node.derpPort
+        // The same without TLS. derp.md §7.1.
+        let port = node.derpPort == 0 ? 443 : node.derpPort
         let url = HTTPURL(
             scheme: node.forcesHTTP ? .http : .https, host: node.hostName, port: port, path: path)
         var options = ConnectOptions()

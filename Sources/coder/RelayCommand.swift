@@ -66,6 +66,10 @@ enum RelayCommand {
         CommandOption(
             "client-burst", env: "CODER_RELAY_CLIENT_BURST", .int, default: "1048576", group: clients,
             help: "Bytes that it may send at once."),
+        CommandOption(
+            "max-connections-per-address", env: "CODER_RELAY_MAX_CONNECTIONS_PER_ADDRESS", .int, default: "0",
+            group: clients,
+            help: "Connections that may come from one address; 0 for no limit, as behind a proxy."),
     ]
 
     @Sendable private static func run(_ invocation: ServerInvocation) async throws -> Int32 {
@@ -94,6 +98,8 @@ enum RelayCommand {
         options.verifyFailsOpen = values.bool("verify-client-url-fail-open")
         options.clientRate = values.int("client-rate") ?? 0
         options.clientBurst = values.int("client-burst") ?? 1 << 20
+        options.connectionsPerAddress = values.int("max-connections-per-address") ?? 0
+        options.environment = invocation.environment
         options.version = invocation.version
         options.logLevel = values.bool("verbose") ? "debug" : "info"
         return options

@@ -10,6 +10,7 @@ enum ServerCommand {
 
     private static let networking = "Networking"
     private static let relay = "Networking / DERP"
+    private static let prometheus = "Introspection / Prometheus"
     private static let tls = "Networking / TLS"
 
     private static let options: [CommandOption] = [
@@ -22,6 +23,12 @@ enum ServerCommand {
         CommandOption(
             "secure-auth-cookie", env: "CODER_SECURE_AUTH_COOKIE", .bool, group: networking,
             help: "Set the Secure attribute on cookies."),
+        CommandOption(
+            "proxy-trusted-headers", env: "CODER_PROXY_TRUSTED_HEADERS", .stringArray, group: networking,
+            help: "Fields in which reverse proxies name their client, such as X-Forwarded-For."),
+        CommandOption(
+            "proxy-trusted-origins", env: "CODER_PROXY_TRUSTED_ORIGINS", .stringArray, group: networking,
+            help: "Ranges of the addresses of those proxies, such as 10.0.0.0/8."),
         CommandOption("tls-enable", env: "CODER_TLS_ENABLE", .bool, group: tls, help: "Serve HTTPS too."),
         CommandOption(
             "tls-address", env: "CODER_TLS_ADDRESS", default: "127.0.0.1:3443", group: tls,
@@ -51,11 +58,23 @@ enum ServerCommand {
             "stun-address", env: "CODER_STUN_ADDRESS", default: ":3478", group: relay,
             help: "Address of the server's own STUN responder; empty for none."),
         CommandOption(
+            "derp-config-url", env: "CODER_DERP_CONFIG_URL", .url, group: relay,
+            help: "URL of a DERP map in JSON, whose relays are used as well. Read when the server starts."),
+        CommandOption(
+            "derp-config-path", env: "CODER_DERP_CONFIG_PATH", group: relay,
+            help: "File with such a map."),
+        CommandOption(
             "derp-force-websockets", env: "CODER_DERP_FORCE_WEBSOCKETS", .bool, group: relay,
             help: "Reach relays by WebSocket only."),
         CommandOption(
             "block-direct-connections", env: "CODER_BLOCK_DIRECT", .bool, group: relay,
             help: "Only relayed connections to workspaces."),
+        CommandOption(
+            "prometheus-enable", env: "CODER_PROMETHEUS_ENABLE", .bool, group: prometheus,
+            help: "Serve metrics on a listener of their own."),
+        CommandOption(
+            "prometheus-address", env: "CODER_PROMETHEUS_ADDRESS", default: "127.0.0.1:2112",
+            group: prometheus, help: "Address of that listener."),
         CommandOption(
             "postgres-url", env: "CODER_PG_CONNECTION_URL",
             help: "URL of a PostgreSQL database. Default: a private one in the configuration directory."),
@@ -144,6 +163,8 @@ enum ServerCommand {
         options.maximumAdminTokenSeconds = seconds(
             "max-admin-token-lifetime", options.maximumAdminTokenSeconds)
         options.disableSessionExpiryRefresh = values.bool("disable-session-expiry-refresh")
+        options.trustedProxyHeaders = values.list("proxy-trusted-headers")
+        options.trustedProxyOrigins = values.list("proxy-trusted-origins")
         options.secureAuthCookie = values.bool("secure-auth-cookie")
         options.apiRateLimit = values.int("api-rate-limit") ?? options.apiRateLimit
         options.disableRateLimits = values.bool("dangerous-disable-rate-limits")
@@ -153,6 +174,10 @@ enum ServerCommand {
         options.derpRegionName = values.string("derp-server-region-name")
         options.stunAddresses = values.list("derp-server-stun-addresses")
         options.stunListenAddress = values.string("stun-address")
+        options.derpConfigURL = values.string("derp-config-url")
+        options.derpConfigPath = values.string("derp-config-path")
+        options.prometheusEnable = values.bool("prometheus-enable")
+        options.prometheusAddress = values.string("prometheus-address")
         options.derpForceWebSockets = values.bool("derp-force-websockets")
         options.blockDirect = values.bool("block-direct-connections")
         options.sshHostnamePrefix = values.string("ssh-hostname-prefix")
@@ -163,6 +188,7 @@ enum ServerCommand {
         }
         if let docs = text("docs-url") { options.docsURL = docs }
         options.agentStatsSeconds = seconds("agent-stats-refresh-interval", options.agentStatsSeconds)
+        options.environment = invocation.environment
         options.version = invocation.version
         options.logLevel = values.bool("verbose") ? "debug" : "info"
         return options

@@ -3,6 +3,7 @@
 import Agent
 import Glibc
 import LinuxIO
+import Mesh
 import RPC
 import Synchronization
 import Testing
@@ -41,6 +42,36 @@ import Testing
         #expect(
             try exchange("GET /no HTTP/1.1\r\n\r\n") { AgentHTTP(own: { nil }).serve($0) }.contains(" 404 "))
         #expect(try exchange("what\r\n\r\n") { AgentHTTP(own: { nil }).serve($0) }.contains(" 400 "))
+    }
+
+    /// Users of a shared workspace must not learn from where the others connect.
+    @Test func `a peer gets its own records only`() async throws {
+        var generator = SystemRandomNumberGenerator()
+        let own = IPAddress("fd7a:115c:a1e0::1")!
+        var configuration = NodeConfiguration(
+            privateKey: PrivateKey(using: &generator), discoKey: PrivateKey(using: &generator),
+            addresses: [own])
+        configuration.binding = .loopback
+        let node = try Node(configuration)
+        let others = (1...2).map { IPAddress("fd7a:115c:a1e0::\($0 + 1)")! }
+        for (place, address) in others.enumerated() {
+            node.updatePeer(
+                MeshPeer(
+                    id: MeshPeerID(low: UInt64(place + 1)),
+                    key: PrivateKey(using: &generator).nodePublicKey,
+                    discoKey: PrivateKey(using: &generator).discoPublicKey, homeRegion: 0,
+                    addresses: [address], allowedIPs: [IPPrefix(host: address)],
+                    endpoints: [SocketAddress("192.0.2.\(place + 1):4")!]))
+        }
+        let recordings = try await node.recordings()
+        #expect(recordings.count == 2)
+        let http = AgentHTTP(own: { nil }, recordings: { recordings })
+        let request = "GET /api/v0/path-recordings HTTP/1.1\r\n\r\n"
+        let answer = try exchange(request) { http.serve($0, from: others[0]) }
+        #expect(answer.contains("192.0.2.1:4") && !answer.contains("192.0.2.2:4"))
+        let nobody = try exchange(request) { http.serve($0) }
+        #expect(nobody.hasSuffix(#"{"recordings":[]}"#))
+        await node.close()
     }
 
     @Test func `the speed test checks its request`() throws {

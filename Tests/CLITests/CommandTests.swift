@@ -22,6 +22,8 @@ private let workspace = """
             switch request.line {
             case "GET /api/v2/users/first": return (firstUser ? 200 : 404, #"{"message":"m"}"#)
             case "POST /api/v2/users/first": return (201, #"{"user_id":"u1"}"#)
+            case "POST /api/v2/users/login" where request.body.contains("wrong"):
+                return (401, #"{"message":"Incorrect email or password."}"#)
             case "POST /api/v2/users/login": return (201, #"{"session_token":"good-token"}"#)
             case "GET /api/v2/buildinfo": return (200, #"{"version":"v2.30.0"}"#)
             case _ where !isAuthorised:
@@ -90,6 +92,20 @@ private let workspace = """
         #expect(wrong.errors.contains("That's not a valid token!"))
     }
 
+    @Test func aPasswordLogsInAgain() async throws {
+        let server = try server()
+        let flags = ["--first-user-email", "ann@example.org", "--first-user-password"]
+        let outcome = await coder(["login", server.url] + flags + ["correct horse battery 7"])
+        #expect(outcome.status == 0)
+        #expect(outcome.output == "Welcome to Coder, ann! You're authenticated.\n")
+        let asked = await coder(["login", server.url] + flags.prefix(2), input: ["correct horse battery 7"])
+        #expect(asked.status == 0)
+        let wrong = await coder(["login", server.url] + flags + ["wrong"])
+        #expect(wrong.status == 1)
+        #expect(wrong.output == "")
+        #expect(wrong.errors.split(separator: "\n").last == "error: Incorrect email or password.")
+    }
+
     @Test func anInvalidTokenIsOneLine() async throws {
         let server = try server()
         let outcome = await coder(
@@ -131,6 +147,33 @@ private let workspace = """
                 └───────────────────────────┴─────────────┴───────────┴────────────────────┴───────────────┘
 
                 """)
+    }
+
+    @Test func showListsOpenPorts() async throws {
+        let server = try StubServer { request in
+            switch request.line {
+            case "GET /api/v2/buildinfo": (200, #"{"version":"v2.30.0"}"#)
+            case "GET /api/v2/workspaceagents/a1/listening-ports":
+                (
+                    200,
+                    """
+                    {"ports":[{"process_name":"python3","network":"tcp","port":8080},
+                              {"process_name":"","network":"tcp","port":9000}]}
+                    """
+                )
+            default: (200, workspace)
+            }
+        }
+        let lines = await run(server, "show", "dev").output.split(separator: "\n").map { line in
+            line.split(separator: "│", omittingEmptySubsequences: false).dropFirst().first.map(String.init)
+                ?? ""
+        }
+        let names = lines.map { text in String(text.reversed().drop { $0 == " " }.reversed()) }
+        #expect(
+            names.suffix(5).dropLast() == [
+                " └─ main (linux, amd64)", "    └─ Open Ports", "       ├─ 8080/tcp [python3]",
+                "       └─ 9000/tcp",
+            ])
     }
 
     @Test func aMissingWorkspaceIsNamed() async throws {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CLI
+import Glibc
 import Synchronization
 import Testing
 
@@ -49,6 +50,25 @@ import Testing
         // Unknown hosts are left to git, without a word.
         let other = await ask(server, "Username for 'https://gitlab.com': ")
         #expect(other.status == 1 && other.output.isEmpty && other.errors.isEmpty)
+    }
+
+    @Test func theAgentsTokenMayLieInAFile() async throws {
+        let server = try StubServer { request in
+            request.header("Coder-Session-Token") == "agent-token"
+                ? (200, #"{"username":"oauth2","password":"secret","url":""}"#) : (401, #"{"message":"no"}"#)
+        }
+        let path = "\(temporaryDirectory())/token"
+        let file = try #require(fopen(path, "w"))
+        fputs("agent-token\n", file)
+        fclose(file)
+        let outcome = await coder(
+            ["Password for 'https://oauth2@github.com': "],
+            environment: [
+                "GIT_PREFIX": "", "CODER_AGENT_URL": server.url, "CODER_AGENT_TOKEN_FILE": path,
+            ])
+        #expect(outcome.status == 0 && outcome.output == "secret\n", "\(outcome)")
+        // Flags of the same names, which start scripts of other releases give to any command.
+        #expect(await coder(["--auth", "token", "--agent-url", server.url, "version"]).status == 0)
     }
 
     @Test func theUserIsSentThereOnce() async throws {

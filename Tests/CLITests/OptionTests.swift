@@ -130,7 +130,9 @@ import Testing
     @Test(arguments: [
         "", "ssh", "login", "port-forward", "tokens", "tokens create", "external-workspaces create", "ping",
         "speedtest",
-        "list", "config-ssh", "agent", "whoami",
+        "list", "config-ssh", "agent", "whoami", "show", "logout", "netcheck", "external-workspaces",
+        "external-workspaces list", "external-workspaces agent-instructions", "start", "stop", "restart",
+        "update", "open vscode", "completion",
     ])
     func helpIsAsRecorded(_ command: String) async {
         let words = command.split(separator: " ").map(String.init)

@@ -90,8 +90,9 @@ import Testing
     ])
     func portForwards(_ text: String, _ expected: [String]) throws {
         let result = try PortSpec.parse([text], .tcp).map { forward in
-            (forward.address.map { SocketAddress($0, port: forward.local).description } ?? "\(forward.local)")
-                + ">\(forward.remote)"
+            guard case .port(let local, let address) = forward.local, case .port(let remote) = forward.remote
+            else { return "not ports" }
+            return (address.map { SocketAddress($0, port: local).description } ?? "\(local)") + ">\(remote)"
         }
         #expect(result == expected)
         try PortSpec.check(PortSpec.parse([text], .udp))
@@ -106,10 +107,35 @@ import Testing
         #expect(throws: (any Error).self) { try PortSpec.parse([text], .tcp) }
     }
 
+    static let sockets: [(text: String, local: PortForward.Local, remote: PortForward.Remote)] = [
+        ("/a:80", .socket("/a"), .port(80)), ("80:/run/b", .port(80, on: nil), .socket("/run/b")),
+        ("/a/b:/c", .socket("/a/b"), .socket("/c")),
+        ("127.0.0.2:8:/c", .port(8, on: IPAddress(v4: 0x7f00_0002)), .socket("/c")),
+        ("[::1]:8:/c", .port(8, on: IPAddress(high: 0, low: 1)), .socket("/c")),
+    ]
+
+    @Test(arguments: sockets.indices) func eitherSideMayBeASocket(_ index: Int) throws {
+        let (text, local, remote) = Self.sockets[index]
+        let forwards = try PortSpec.parse([text], .tcp)
+        #expect(forwards.map(\.local) == [local])
+        #expect(forwards.map(\.remote) == [remote])
+        #expect(throws: (any Error).self) { try PortSpec.parse([text], .udp) }
+    }
+
+    @Test(arguments: [
+        "/a", "/:80", "/a:", "/a:/", "/a:80-81", "1-2:/c", ":/c", "/a:b:80", "/a:80:/c", "/a:0", "x:/c",
+        "/\(String(repeating: "a", count: 107)):80", "/a\n:80",
+    ])
+    func badSocketsAreRefused(_ text: String) {
+        #expect(throws: (any Error).self) { try PortSpec.parse([text], .tcp) }
+    }
+
     @Test func onePortIsForwardedOnce() throws {
         let twice = try PortSpec.parse(["8080:80", "8080:81"], .tcp)
         #expect(throws: (any Error).self) { try PortSpec.check(twice) }
         #expect(throws: (any Error).self) { try PortSpec.check([]) }
+        let sockets = try PortSpec.parse(["/a:80", "/a:/b"], .tcp)
+        #expect(throws: (any Error).self) { try PortSpec.check(sockets) }
         try PortSpec.check(PortSpec.parse(["53"], .udp) + PortSpec.parse(["53"], .tcp))
     }
 
@@ -151,6 +177,13 @@ import Testing
         #expect(run(["~x"]) == [pass("~x")])
         #expect(run(["~?~#~\u{1a}ls"]) == [.help, .list, .suspend, pass("ls")])
         #expect(run(["x\n~#y"]) == [pass("x\n"), .list, pass("y")])
+        #expect(
+            run(["~C-L\u{7f}R \r~B"]) == [
+                .prompt, .echo([45]), .echo([76]), .echo([8, 32, 8]), .echo([82]), .echo([32]),
+                .command("-R "), .break,
+            ])
+        #expect(run(["ls~\r~Cx\u{3}ls"]) == [pass("ls~\r"), .prompt, .echo([120]), .command(""), pass("ls")])
+        #expect(run(["~B~R~~B"]) == [.break, .rekey, pass("~B")])
     }
 
     /// Text of ours among the workspace's: the window is widened by the workspace's bytes alone, and by all of them.
@@ -188,6 +221,18 @@ import Testing
             return
         }
         #expect((try? RemoteForward(text))?.description == meaning)
+    }
+
+    @Test func commandsOfASession() throws {
+        let forward = try RemoteForward("8080:localhost:80")
+        #expect(try SessionCommand(" -L 8080:localhost:80") == .local(forward))
+        #expect(try SessionCommand("-R8080:localhost:80 ") == .remote(forward))
+        #expect(try SessionCommand("-KL 8080") == .cancelLocal(8080))
+        #expect(try SessionCommand("-KR8080") == .cancelRemote(8080))
+        #expect(try SessionCommand("-h") == .help && SessionCommand(" ") == .nothing)
+        for text in ["-D 1080", "-L 80", "-KL", "-KR x", "exit"] {
+            #expect(throws: (any Error).self) { try SessionCommand(text) }
+        }
     }
 
     // MARK: ssh configuration

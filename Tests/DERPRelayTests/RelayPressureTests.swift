@@ -45,6 +45,57 @@ import Testing
         #expect(counters.packetsDropped == 0 && (counters.pauses > 0 || !usesTCP))
     }
 
+    /// A sender that floods a client of 1 MB/s and looks for a third one: its discovery stands in the same stream
+    /// behind the flood, and must not wait there until the slow client has taken that.
+    @Test func discoveryOfAFloodingSenderArrives() throws {
+        let harness = try RelayHarness(usesTCP: true)
+        let (a, slow, third) = (try harness.client(), try harness.client(), try harness.client())
+        let flood = (0..<100).flatMap { frame(slow, $0) }
+        let length = flood.count / 100
+        // As nodes do: little waits on this side.
+        Descriptor.setUnsentLowWater(a.descriptor, bytes: 32 << 10)
+        let isOver = Atomic<Bool>(false)
+        let descriptor = slow.descriptor
+        let reader = try DedicatedThread(name: "slow-reader") {
+            var buffer = [UInt8](repeating: 0, count: 20_000)
+            while !isOver.load(ordering: .acquiring) {
+                if RelayTests.isReadable(descriptor, 20) { _ = read(descriptor, &buffer, buffer.count) }
+                usleep(20_000)
+            }
+        }
+        var delays: [Double] = []
+        var sent = 0
+        var nextProbe = Clock.monotonicNanoseconds()
+        let end = nextProbe + 4_000_000_000
+        while Clock.monotonicNanoseconds() < end {
+            let now = Clock.monotonicNanoseconds()
+            if sent == flood.count { sent = 0 }
+            try pour(a, flood, from: &sent)
+            if now >= nextProbe {
+                nextProbe = now + 100_000_000
+                // A frame that was begun comes first.
+                let end = min(flood.count, (sent + length - 1) / length * length)
+                if end > sent { try a.write(Array(flood[sent..<end])) }
+                sent = end
+                let stamp = (0..<8).map { UInt8(truncatingIfNeeded: now >> (56 - 8 * UInt64($0))) }
+                try a.write(
+                    DERP.frame(
+                        .sendPacket, third.publicKey.bytes, Disco.magic + stamp,
+                        [UInt8](repeating: 1, count: 60)))
+            }
+            try third.drain(1)
+            for packet in third.packets.dropFirst(delays.count) {
+                let stamp = packet.bytes[6..<14].reduce(0) { $0 << 8 | UInt64($1) }
+                delays.append(Double(Clock.monotonicNanoseconds() - stamp) / 1e9)
+            }
+        }
+        isOver.store(true, ordering: .releasing)
+        reader.join()
+        let sorted = delays.sorted()
+        #expect(sorted.count >= 10, "\(sorted.count)")
+        #expect(sorted[sorted.count / 2] < 0.25, "\(sorted)")
+    }
+
     /// Two senders to one slow client: both get their share, though one sends far more.
     @Test func sendersShareASlowClient() throws {
         let harness = try RelayHarness {

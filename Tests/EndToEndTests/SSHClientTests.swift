@@ -56,7 +56,7 @@ extension EndToEndTests {
 
     @Test func rsyncAndGit() async throws {
         let source = lab.folder.appending(path: "tree")
-        for index in 0..<1_000 {
+        for index in 0..<10_000 {
             let folder = source.appending(path: "\(index / 100)")
             try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
             try Data("file \(index)\n".utf8).write(to: folder.appending(path: "\(index)"))
@@ -75,11 +75,11 @@ extension EndToEndTests {
             git clone -q -b main x:repo.git \(back).git
             diff -r -x .git \(source.path) \(back).git
             """
-        let outcome = try await ssh(["bash", "-c", script], timeout: 90)
+        let outcome = try await ssh(["bash", "-c", script], timeout: 180)
         #expect(outcome.status == 0, "\(outcome)")
     }
 
-    private static func exists(_ path: String) -> Bool { FileManager.default.fileExists(atPath: path) }
+    static func exists(_ path: String) -> Bool { FileManager.default.fileExists(atPath: path) }
 
     @Test(.enabled(if: exists("/usr/bin/dbclient"), "no dropbear")) func dropbear() async throws {
         let outcome = try await ssh(

@@ -51,6 +51,42 @@ import Testing
         #expect(counters.sent + counters.lost == 1)
     }
 
+    /// A device that is stuck holds up one call for a few milliseconds, not for so many per destination.
+    @Test(.enabled(if: geteuid() == 0, "needs a network namespace"), arguments: [true, false])
+    func patienceWithAStuckDeviceIsBounded(segmenting: Bool) async throws {
+        let counters = try await DedicatedThread.run { () throws -> UDPSocket.Counters in
+            try NetworkNamespace.enterNew()
+            // Sends eight kilobits a second: what is not sent stays charged to the socket.
+            for command in [
+                "ip link set lo up mtu 1500",
+                "tc qdisc add dev lo root tbf rate 8kbit burst 1600 limit 900mb",
+            ] {
+                #expect(system(command) == 0, "\(command)")
+            }
+            // What waits there holds the namespace, and the sockets by which the kernel itself sends ICMP: for an hour.
+            defer { #expect(system("tc qdisc del dev lo root") == 0) }
+            var v4: UDPSocket? = try UDPSocket(bindingTo: .loopback(v4: true))
+            var v6: UDPSocket?
+            if !segmenting { v4?.disableSegmentation() }
+            var burst = SendBurst()
+            var before = UDPSocket.Counters()
+            // Until the socket's buffer is full, and a few calls more.
+            for round in 0..<400 {
+                for number in 0..<128 {
+                    burst.append(1_400, to: .loopback(v4: true, port: UInt16(1_000 + number)))
+                }
+                let waits = v4?.counters.waits ?? 0
+                _ = burst.flush(v4: &v4, v6: &v6)
+                let now = v4?.counters ?? before
+                #expect(now.waits - waits <= UInt64(UDPSocket.patience), "call \(round)")
+                defer { before = now }
+                if now.lost > before.lost, before.lost > 0 { break }
+            }
+            return v4?.counters ?? before
+        }
+        #expect(counters.waits > 0 && counters.lost > 100, "\(counters)")
+    }
+
     @Test func runsGrowOnlyWithEqualDatagrams() {
         let to = KernelAddress.loopback(v4: true, port: 1)
         let other = KernelAddress.loopback(v4: true, port: 2)

@@ -109,6 +109,7 @@ struct KernelHarness: ~Copyable {
     var kernelSide: Progress
     let start: Instant
     var buffer = [UInt8](repeating: 0, count: 65_536)
+    private var burstMemory = [UInt8](repeating: 0, count: 128 << 10)
 
     static let kernel4 = IPAddress("10.77.0.1")!
     static let stack4 = IPAddress("10.77.0.2")!
@@ -204,8 +205,21 @@ struct KernelHarness: ~Copyable {
         while let event = stack.nextEvent() { take(event) }
         pumpStack(now)
         pumpKernel(now)
-        while let packet = buffer.withUnsafeMutableBytes({ stack.nextPacket(into: $0, now: now) }) {
-            carry(packet.length, toStack: false, now)
+        drain(now)
+    }
+
+    /// In bursts, as the engine takes them: super-segments meet the kernel too.
+    private mutating func drain(_ now: Instant) {
+        while let burst = burstMemory.withUnsafeMutableBytes({
+            stack.nextBurst(into: $0, layout: .plain, limit: 64, now: now)
+        }) {
+            var at = BurstLayout.plain.head
+            for index in 0..<burst.count {
+                let length = burst.length(of: index)
+                buffer.replaceSubrange(0..<length, with: burstMemory[at..<at + length])
+                carry(length, toStack: false, now)
+                at += BurstLayout.plain.stride(length)
+            }
         }
     }
 

@@ -89,4 +89,69 @@ import Testing
         tell(&run.world.a, 0, quoted)
         #expect(run.world.a.counters.icmpErrorsIgnored == 5, "it is smaller already")
     }
+
+    @Test func aRouterThatKnowsNoWayEndsTheDial() throws {
+        let us = IPAddress("fd7a::1")!
+        let peer = SocketAddress(IPAddress("fd7a::9")!, port: 80)
+        var stack = Stack(addresses: [us], seed: 4)
+        let now = Instant(nanoseconds: 1_000_000_000)
+        let id = try stack.connect(to: peer, now: now)
+        var memory = [UInt8](repeating: 0, count: 2_000)
+        let syn = memory.withUnsafeMutableBytes { stack.nextPacket(into: $0, now: now) }
+        var quoted = Array(memory[..<(try #require(syn)).length])
+        func tell() {
+            let message: [UInt8] = [1, 0, 0, 0, 0, 0, 0, 0] + quoted
+            WirePacket.ip6(
+                source: IPAddress("fd7a::5")!, destination: us, kind: 58, message, checksumAt: 2
+            ).withUnsafeBytes { stack.receive($0, now: now) }
+        }
+        quoted[44] ^= 0x40  // somebody guesses
+        tell()
+        #expect(stack.nextEvent() == nil)
+        #expect(stack.counters.icmpErrorsIgnored == 1)
+        quoted[44] ^= 0x40
+        tell()
+        #expect(stack.nextEvent() == .closed(id, .unreachable))
+    }
+
+    @Test func datagramsFollowThePath() {
+        var stack = Stack(addresses: [NetstackSimulation.a6, NetstackSimulation.a4], mtu: 1_400, seed: 1)
+        stack.setPathMTU(1_300, to: NetstackSimulation.b6)
+        #expect(stack.datagramLimit(to: NetstackSimulation.b6) == 1_300 - 48)
+        #expect(stack.datagramLimit(to: NetstackSimulation.b4) == 1_400 - 28)
+        let sent = [UInt8](repeating: 0, count: 1_253).withUnsafeBytes {
+            stack.sendUDP(
+                from: SocketAddress(NetstackSimulation.a6, port: 1),
+                to: SocketAddress(NetstackSimulation.b6, port: 2), $0)
+        }
+        #expect(!sent && stack.counters.datagramsTooLong == 1)
+    }
+
+    @Test(arguments: [false, true]) func aPeerSaysThatNobodyTakesDatagrams(isV4: Bool) throws {
+        var world = NetstackSimulation(seed: 2, link: LinkProfile(name: "udp"))
+        let (near, far) =
+            isV4
+            ? (NetstackSimulation.a4, NetstackSimulation.b4) : (NetstackSimulation.a6, NetstackSimulation.b6)
+        let (local, remote) = (SocketAddress(near, port: 4_000), SocketAddress(far, port: 53))
+        world.a.bindUDP(4_000)
+        _ = [UInt8](repeating: 1, count: 10).withUnsafeBytes { world.a.sendUDP(from: local, to: remote, $0) }
+        while world.step(until: world.now + .seconds(1)) {}
+        #expect(world.a.nextEvent() == .datagramRefused(local: local, remote: remote))
+        // One that is refused later, by the program behind the port.
+        world.b.bindUDP(53)
+        world.b.refuseDatagram(to: remote, from: local, now: world.now)
+        while world.step(until: world.now + .seconds(1)) {}
+        #expect(world.a.nextEvent() == .datagramRefused(local: local, remote: remote))
+        // About a port that is not ours.
+        world.b.refuseDatagram(to: remote, from: SocketAddress(near, port: 4_001), now: world.now)
+        while world.step(until: world.now + .seconds(1)) {}
+        #expect(world.a.nextEvent() == nil)
+        #expect(world.a.counters.icmpErrorsIgnored == 1)
+    }
+
+    @Test func everyCounterHasAName() {
+        let names = StackCounters().named.map(\.name)
+        #expect(names.count == Mirror(reflecting: StackCounters()).children.count)
+        #expect(Set(names).count == names.count)
+    }
 }

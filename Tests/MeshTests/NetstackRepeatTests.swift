@@ -40,6 +40,35 @@ import Testing
         #expect(told + 0.5 < untold, "told \(told) s, untold \(untold) s")
     }
 
+    /// A short cut, shorter than any time-out: who is told that packets were lost repeats them at once.
+    @Test func whatWasLostIsRepeatedBeforeItsTimeOut() throws {
+        func secondsAfterCut(isTold: Bool) throws -> Double {
+            var run = try NetstackScenarioTests.Run(
+                seed: 5, link: LinkProfile(name: "plain", rate: 2_000_000), streams: 2, bytes: 600_000)
+            let cutAt = run.world.now + .milliseconds(100)
+            while run.world.now < cutAt, run.step(until: cutAt) {}
+            run.world.isCut = true
+            let backAt = cutAt + .milliseconds(120)
+            while run.world.now < backAt, run.step(until: backAt) {}
+            run.world.now = max(run.world.now, backAt)
+            run.world.isCut = false
+            if isTold {
+                let all = [
+                    IPPrefix(IPAddress(v4: 0), bits: 0), IPPrefix(IPAddress(high: 0, low: 0), bits: 0),
+                ]
+                run.world.a.repeatLost(run.world.now, to: all)
+                run.world.b.repeatLost(run.world.now, to: all)
+            }
+            run.finish(within: 60)
+            let isDone = run.isDone
+            #expect(isDone)
+            return run.world.now.since(backAt).inSeconds
+        }
+        let told = try secondsAfterCut(isTold: true)
+        let untold = try secondsAfterCut(isTold: false)
+        #expect(told < untold, "told \(told) s, untold \(untold) s")
+    }
+
     @Test func waysThatAreFoundInVainCostNothing() throws {
         let misled = try secondsAfterCut(isTold: false, isMisled: true)
         let untold = try secondsAfterCut(isTold: false)

@@ -13,18 +13,21 @@ import Testing
 
         init(
             seed: UInt64, link: LinkProfile, streams: Int, bytes: Int, mtu: Int = 1_280,
-            limits: StackLimits = StackLimits(), isV6: Bool = true
+            limits: StackLimits = StackLimits(), isV6: Bool = true, isEventDriven: Bool = false
         ) throws {
             world = NetstackSimulation(seed: seed, link: link, mtu: mtu, limits: limits)
             world.b.listenAny()
             for index in 0..<streams {
                 var client = StreamEnd(salt: 1, total: bytes)
+                client.isEventDriven = isEventDriven
                 let port = UInt16(1_000 + index)
                 client.id = try world.a.connect(
                     to: SocketAddress(isV6 ? NetstackSimulation.b6 : NetstackSimulation.b4, port: port),
                     now: world.now)
                 clients.append(client)
-                servers.append(StreamEnd(salt: 7, total: bytes / 2))
+                var server = StreamEnd(salt: 7, total: bytes / 2)
+                server.isEventDriven = isEventDriven
+                servers.append(server)
             }
         }
 
@@ -47,8 +50,8 @@ import Testing
                 for index in clients.indices { clients[index].take(event) }
             }
             while let event = world.b.nextEvent() {
-                if case .accepted(let id, let local, _) = event {
-                    servers[Int(local.port) - 1_000].id = id
+                if case .accepted(_, let local, _) = event {
+                    servers[Int(local.port) - 1_000].take(event)
                 } else {
                     for index in servers.indices where servers[index].id != nil { servers[index].take(event) }
                 }
@@ -128,15 +131,55 @@ import Testing
         run.check(500_000, "seed \(seed)")
     }
 
-    @Test(arguments: seeds) func smallMemoryIsSharedByManyStreams(seed: UInt64) throws {
+    @Test(arguments: seeds, [false, true])
+    func smallMemoryIsSharedByManyStreams(seed: UInt64, isEventDriven: Bool) throws {
         var limits = StackLimits()
         limits.bufferMemory = 512 << 10
         var run = try Run(
             seed: seed, link: LinkProfile(name: "poor", loss: 0.01), streams: 24, bytes: 60_000,
-            limits: limits)
+            limits: limits, isEventDriven: isEventDriven)
         run.finish(within: 600)
         run.check(60_000, "seed \(seed)")
         #expect(run.world.a.bufferBytes == 0 && run.world.b.bufferBytes == 0)
+    }
+
+    @Test(arguments: seeds, [1_280, 9_000])
+    func whereOthersHoldAllMemoryTheRestGoesOn(seed: UInt64, mtu: Int) throws {
+        var limits = StackLimits()
+        limits.bufferMemory = 384 << 10
+        var run = try Run(
+            seed: seed, link: LinkProfile(name: "full"), streams: 12, bytes: 200_000, mtu: mtu,
+            limits: limits, isEventDriven: true)
+        for index in 0..<6 { run.servers[index].appetite = 0 }
+        let limit = run.world.now + .seconds(900)
+        let isDone = { (run: borrowing Run) in
+            run.clients[6...].allSatisfy { $0.closed != nil }
+                && run.servers[6...].allSatisfy { $0.closed != nil }
+        }
+        while !isDone(run), run.step(until: limit) {}
+        for index in 6..<12 {
+            #expect(run.servers[index].read == 200_000 && run.clients[index].read == 100_000)
+        }
+        for index in 0..<6 { run.servers[index].appetite = .max }
+        run.finish(within: 900)
+        run.finish(within: 900)
+        run.check(200_000, "seed \(seed)")
+    }
+
+    @Test func streamsThatNeverCarriedAByteHoldNoMemory() throws {
+        var limits = StackLimits()
+        limits.bufferMemory = 1 << 20
+        var run = try Run(
+            seed: 1, link: LinkProfile(name: "silent"), streams: 300, bytes: 100, limits: limits,
+            isEventDriven: true)
+        // As the engine does: room first, then a descriptor that has nothing.
+        let silent = run.clients.compactMap(\.id)
+        let limit = run.world.now + .seconds(1)
+        while run.world.step(until: limit) {}
+        for id in silent { _ = run.world.a.write(id, limit: 64 << 10) { _ in 0 } }
+        #expect(run.world.a.bufferBytes == 0)
+        run.finish(within: 60)
+        run.check(100, "silent")
     }
 
     @Test(arguments: seeds) func packetTooBigLowersTheSegmentSize(seed: UInt64) throws {

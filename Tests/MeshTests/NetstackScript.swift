@@ -14,6 +14,8 @@ struct ScriptSegment: Hashable, CustomStringConvertible {
     var shift: Int?
     var sackPermitted = false
     var timestamp: Int?
+    /// The timestamp that is echoed is so many milliseconds older than the last one.
+    var echoAge = 0
     var sacks: [Range<Int>] = []
     var urgent = 0
 
@@ -37,10 +39,18 @@ enum ScriptStep {
     /// Time passes; timers fire on the way, and what they send waits for the next `expect`.
     case wait(Interval)
     case write(Int)
+    /// Writes until there is no room.
+    case fill
+    /// What was sent does not matter.
+    case drop
     case read(Int)
     case shutdown
     case close
     case abort
+    case discardInput
+    case abortWhenSent
+    /// So many times a lack of progress is reported.
+    case stalls(Int)
     /// From now on the stack asks before it answers a SYN.
     case askFirst
     /// The owner says yes.
@@ -71,8 +81,8 @@ struct ScriptPeer: ~Copyable {
     var queue: [ScriptSegment] = []
     var failures: [String] = []
 
-    init(limits: StackLimits = StackLimits(), mtu: Int = 1_280) {
-        stack = Stack(addresses: [Self.stackAddress], mtu: mtu, limits: limits, seed: 42)
+    init(limits: StackLimits = StackLimits(), mtu: Int = 1_280, seed: UInt64 = 42) {
+        stack = Stack(addresses: [Self.stackAddress], mtu: mtu, limits: limits, seed: seed)
         stack.listen(22)
     }
 
@@ -84,6 +94,13 @@ struct ScriptPeer: ~Copyable {
         for (line, step) in steps.enumerated() where failures.isEmpty {
             perform(step, line)
         }
+    }
+
+    /// Everything that the stack has to say now.
+    mutating func takeSent() -> [ScriptSegment] {
+        collect()
+        defer { queue = [] }
+        return queue
     }
 
     private mutating func fail(_ line: Int, _ text: String) { failures.append("line \(line): \(text)") }
@@ -109,9 +126,21 @@ struct ScriptPeer: ~Copyable {
             var memory = [UInt8](repeating: 0, count: max(count, 1))
             let got = memory.withUnsafeMutableBytes { stack.read(id, into: $0, now: now) }
             if got != count { fail(line, "read \(got) of \(count)") }
+        case .fill:
+            guard let id else { return fail(line, "no connection") }
+            while stack.write(id, { $0.count }) > 0 {}
+        case .drop:
+            collect()
+            queue = []
         case .shutdown: if let id { stack.shutdownWrite(id) }
         case .close: if let id { stack.close(id, now: now) }
         case .abort: if let id { stack.abort(id) }
+        case .discardInput: if let id { stack.discardInput(id) }
+        case .abortWhenSent: if let id { stack.abortWhenSent(id) }
+        case .stalls(let wanted):
+            var count = 0
+            while stack.nextStall() != nil { count += 1 }
+            if count != wanted { fail(line, "\(count) stalls, expected \(wanted)") }
         case .askFirst:
             stack.unlisten(22)
             stack.listenAny(asking: true)
@@ -163,7 +192,7 @@ struct ScriptPeer: ~Copyable {
 
     // MARK: - Bytes, written independently of the stack
 
-    private mutating func send(_ segment: ScriptSegment) {
+    mutating func send(_ segment: ScriptSegment) {
         var options: [UInt8] = []
         func put16(_ value: Int) -> [UInt8] { [UInt8(value >> 8 & 255), UInt8(value & 255)] }
         func put32(_ value: UInt32) -> [UInt8] {
@@ -176,7 +205,7 @@ struct ScriptPeer: ~Copyable {
             if segment.flags.contains("S") { usesTimestamps = true }
             options +=
                 [1, 1, 8, 10] + put32(Self.clock &+ UInt32(truncatingIfNeeded: stamp))
-                + put32(lastStackTimestamp)
+                + put32(lastStackTimestamp &- UInt32(segment.echoAge))
         }
         if !segment.sacks.isEmpty {
             options += [1, 1, 5, UInt8(2 + 8 * segment.sacks.count)]

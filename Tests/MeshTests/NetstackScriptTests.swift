@@ -32,7 +32,8 @@ func accepted(
 
 /// RFC corner cases: packet in, packets out.
 @Suite struct NetstackScriptTests {
-    static let scripts: [Script] = handshakes + resets + receiving + sending + closing + timers
+    static let scripts: [Script] =
+        handshakes + resets + receiving + sending + closing + timers + ends + recovering
 
     @Test(arguments: scripts) func plays(_ script: Script) throws {
         var peer = ScriptPeer(limits: script.limits)

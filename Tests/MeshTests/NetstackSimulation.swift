@@ -213,6 +213,10 @@ struct StreamEnd {
     var hasShutDown = false
     /// Bytes it takes per turn; 0 is a stuck reader.
     var appetite = Int.max
+    /// Writes and reads only when an event said so, as the engine does, instead of trying each time.
+    var isEventDriven = false
+    private var mayWrite = false
+    private var mayRead = false
 
     init(salt: UInt8, total: Int) {
         self.salt = salt
@@ -221,6 +225,11 @@ struct StreamEnd {
 
     mutating func pump(_ stack: inout Stack, peerSalt: UInt8, now: Instant) {
         guard let id, closed == nil else { return }
+        if !isEventDriven || mayWrite { write(id, &stack) }
+        if !isEventDriven || mayRead { read(id, &stack, peerSalt: peerSalt, now: now) }
+    }
+
+    private mutating func write(_ id: ConnectionID, _ stack: inout Stack) {
         while written < total {
             let position = written
             let mine = salt
@@ -229,13 +238,19 @@ struct StreamEnd {
                 for index in 0..<room.count { room[index] = Pattern.byte(position + index, mine) }
                 return room.count
             }
-            guard count > 0 else { break }
+            guard count > 0 else {
+                mayWrite = false
+                return
+            }
             written += count
         }
-        if written == total, !hasShutDown {
+        if !hasShutDown {
             hasShutDown = true
             stack.shutdownWrite(id)
         }
+    }
+
+    private mutating func read(_ id: ConnectionID, _ stack: inout Stack, peerSalt: UInt8, now: Instant) {
         var hunger = appetite
         while hunger > 0 {
             let position = read
@@ -247,7 +262,10 @@ struct StreamEnd {
                 }
                 return length
             }
-            guard count > 0 else { break }
+            guard count > 0 else {
+                mayRead = false
+                return
+            }
             mismatches += wrong
             read += count
             hunger -= count
@@ -256,7 +274,14 @@ struct StreamEnd {
 
     mutating func take(_ event: StackEvent) {
         switch event {
-        case .accepted(let id, _, _) where self.id == nil: self.id = id
+        case .accepted(let id, _, _) where self.id == nil:
+            self.id = id
+            // Bytes may have come with the handshake.
+            mayRead = true
+            mayWrite = true
+        case .connected(let id) where id == self.id: mayWrite = true
+        case .writable(let id) where id == self.id: mayWrite = true
+        case .readable(let id) where id == self.id: mayRead = true
         case .peerClosed(let id) where id == self.id: sawEnd = true
         case .closed(let id, let reason) where id == self.id: closed = reason
         default: break

@@ -50,7 +50,8 @@ final class NodeTestRelay: RelayDialer {
     }
 
     func measureLatency(region: DERPMap.Region) async throws -> RelayLatency {
-        RelayLatency(roundTrip: .milliseconds(3), isV4: true)
+        if state.withLock({ $0.refuses }) { throw SystemError(call: "connect", code: ECONNREFUSED) }
+        return RelayLatency(roundTrip: .milliseconds(3), isV4: true)
     }
 
     /// Cuts all connections; `refusing` also fails new ones.
@@ -146,7 +147,7 @@ struct SlowDialer: RelayDialer {
 
 /// Two nodes in one process that know each other, by relay and by loopback UDP.
 struct NodePair {
-    let relay = NodeTestRelay()
+    let relay: NodeTestRelay
     let client: Node
     let server: Node
     static let clientAddress = IPAddress("fd7a:115c:a1e0::1")!
@@ -157,10 +158,12 @@ struct NodePair {
     /// Starts both and introduces them. `isDirectBlocked`: relay only. `serverLogin`: how late the server comes to its
     /// relay; then nobody waits for it. `serverKnows`: how late the server hears of the client.
     init(
-        isDirectBlocked: Bool = false, binding: NodeConfiguration.Binding = .loopback,
+        relay: NodeTestRelay = NodeTestRelay(), isDirectBlocked: Bool = false,
+        binding: NodeConfiguration.Binding = .loopback,
         serverLogin: Duration = .zero, serverKnows: Duration = .zero,
         _ configure: (inout NodeConfiguration) -> Void = { _ in }
     ) async throws {
+        self.relay = relay
         client = try Self.node(Self.clientAddress, relay, isDirectBlocked, binding, configure)
         let dialer = SlowDialer(relay: relay, delay: serverLogin)
         server = try Self.node(Self.serverAddress, relay, isDirectBlocked, binding) {

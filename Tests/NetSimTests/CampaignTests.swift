@@ -58,7 +58,17 @@ import Testing
     }
 
     @Test func aCrowd() {
-        let table = play([(Campaign.crowd(200, seed: 1, duration: 8), 1)])
+        // Thousands in the long campaign.
+        let count = Self.number("SIM_SEEDS") == nil ? 200 : 2_000
+        let seed = Self.number("SIM_SEED") ?? 1
+        let table = play([(Campaign.crowd(count, seed: seed, duration: 8), seed)])
+        #expect(table.violations.isEmpty, "\(table.text)")
+    }
+
+    @Test func aStar() {
+        let count = Self.number("SIM_SEEDS") == nil ? 60 : 500
+        let seed = Self.number("SIM_SEED") ?? 1
+        let table = play([(Campaign.star(count, seed: seed, duration: 8), seed)])
         #expect(table.violations.isEmpty, "\(table.text)")
     }
 

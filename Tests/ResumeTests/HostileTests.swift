@@ -80,6 +80,46 @@ import Testing
         #expect(throws: ResumeError.windowExceeded) { try holder.feed(Self.frame(1, 1, offset, [0])) }
     }
 
+    /// The end counts as one byte, which nobody can have before the bytes in front of it: `sent` of `written` bytes
+    /// went out before the local side ended.
+    @Test(arguments: [(0, 5), (10, 11), (10, 4_000)]) func anEndBeforeItsBytes(sent: Int, written: Int) throws
+    {
+        let holder = Link2()
+        try holder.link.connect()
+        var bytes = randomBytes(sent, 1)
+        write(&holder.link.agent, &bytes)
+        holder.link.send(upTo: .max)
+        holder.link.cut()
+        bytes = randomBytes(written - sent, 2)
+        write(&holder.link.agent, &bytes)
+        holder.link.agent.finish()
+        let mark = UInt64(sent + 1)
+        #expect(throws: ResumeError.badAcknowledgement(mark)) { try holder.attach(mark, 1 << 22) }
+        #expect(holder.failure == .badAcknowledgement(mark))
+    }
+
+    /// Whatever a greeting says in whatever state: it is taken or refused, and what goes out afterwards is in order.
+    @Test(arguments: UInt64(1)...100) func fuzzedGreetings(seed: UInt64) throws {
+        var generator = Seeded(seed)
+        let holder = Link2()
+        try holder.link.connect()
+        do {
+            for _ in 0..<50 {
+                var bytes = randomBytes(Int.random(in: 0...20, using: &generator), generator.next())
+                write(&holder.link.agent, &bytes)
+                if generator.next() % 10 == 0 { holder.link.agent.finish() }
+                holder.link.send(upTo: Int.random(in: 0...60, using: &generator))
+                holder.link.cut()
+                let sent = UInt64.random(in: 0...3, using: &generator)
+                let numbers: [UInt64] = [sent, sent &+ 40, generator.next() % 400, .max, .max - sent]
+                let received = numbers[Int.random(in: 0..<5, using: &generator)]
+                try holder.attach(received, generator.next() % 8 == 0 ? .max : received &+ 100)
+            }
+        } catch {
+            #expect(holder.failure == error)
+        }
+    }
+
     @Test func unknownFramesAreSkipped() throws {
         let holder = try prepared()
         try holder.feed(Self.frame(77, 3, 0, [1, 2, 3]) + Self.frame(1, 2, 0, [7, 8]))

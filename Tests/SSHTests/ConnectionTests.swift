@@ -243,4 +243,32 @@ import Testing
         var pair = Pair(clientCiphers: [])
         #expect(throws: SSHError.noCommonAlgorithm("cipher")) { try pair.pump() }
     }
+
+    /// Windows of a thousand channels together stay bounded; what their peers may send says so.
+    @Test func laterChannelsBeginWithSmallerWindows() throws {
+        var limits = SSHLimits()
+        limits.fullWindows = 2
+        limits.channelWindowBytes = 5_000
+        limits.manyChannelsWindowBytes = 700
+        var pair = Pair(limits: limits)
+        let windows = try (0..<4).map { _ in
+            let session = try pair.openSession()
+            return pair.client.writableCount(session.client)
+        }
+        #expect(windows == [5_000, 5_000, 700, 700])
+    }
+
+    @Test func littleIsTakenFromAPeerThatIsNotIn() throws {
+        var pair = Pair()
+        let bytes = [UInt8](repeating: 0, count: pair.server.limitsBeforeEntry)
+        bytes.withUnsafeBytes { pair.server.receive($0) }
+        expect(!pair.server.wantsInput)
+        var other = Pair()
+        try other.pump()
+        expect(other.server.isAuthenticated && other.server.wantsInput)
+    }
+}
+
+extension SSHConnection {
+    fileprivate var limitsBeforeEntry: Int { SSHLimits().packetBytesBeforeKeys }
 }

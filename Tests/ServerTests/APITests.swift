@@ -148,13 +148,4 @@ import Testing
         #expect(part.body == [0x7f, 0x45, 0x4c, 0x46])
         #expect(try await server.client.request("GET", server.url("/bin/coder-plan9-mips")).status == 404)
     }
-
-    @Test func theFrontPageSaysWhatToType() async throws {
-        let server = try TestServer.shared()
-        let page = try await server.client.request("GET", server.url("/"))
-        #expect(page.status == 200)
-        #expect(page.headers["Content-Type"]?.hasPrefix("text/html") == true)
-        #expect(page.text.contains("coder login http://127.0.0.1:\(server.port)"))
-        #expect(try await server.client.request("GET", server.url("/healthz")).text == "OK")
-    }
 }

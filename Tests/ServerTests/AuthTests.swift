@@ -175,6 +175,63 @@ import Testing
         #expect(made.status == 404 || made.status == 403)
     }
 
+    /// What a key may not do itself, no key that it makes may do.
+    @Test func aRestrictedTokenMakesNoWiderOne() async throws {
+        let server = server
+        func token(_ body: [String: Any], by key: String? = nil) async throws -> TestServer.Answer {
+            try await server.call(
+                "POST", "users/me/keys/tokens", body.merging(["token_name": UUID().uuidString]) { $1 },
+                token: key)
+        }
+        let workspace = try await server.makeWorkspace("limited")
+        let id = workspace["id"] as? String ?? ""
+        let listed = try await token(["allow_list": ["workspace:\(id)"]]).text("key")
+        #expect(try await server.call("GET", "users/me", token: listed).status == 200)
+        #expect(try await server.call("GET", "workspaces/\(id)", token: listed).status == 200)
+        for path in ["users/me/keys", "users/me/keys/tokens"] {
+            let made = try await server.call("POST", path, [:], token: listed)
+            #expect(made.status == 404 || made.status == 403, "\(path)")
+        }
+        #expect(try await server.call("GET", "deployment/config", token: listed).status == 403)
+
+        let keys = try await token(["scopes": ["api_key:*", "workspace:read"]]).text("key")
+        let session = try await server.call("POST", "users/me/keys", token: keys).text("key")
+        for key in [keys, session] {
+            #expect(try await server.call("GET", "workspaces/\(id)", token: key).status == 200)
+            #expect(
+                try await server.call("PUT", "workspaces/\(id)/dormant", ["dormant": true], token: key).status
+                    == 403)
+        }
+        #expect(try await token(["scopes": ["coder:all"]], by: keys).status == 403)
+        #expect(try await token(["scopes": ["workspace:*"]], by: keys).status == 403)
+        #expect(try await token(["scopes": ["coder:workspaces.access"]], by: keys).status == 403)
+        #expect(try await token(["scopes": ["workspace:read"]], by: keys).status == 201)
+        #expect(try await token(["scopes": ["coder:apikeys.manage_self"]], by: keys).status == 201)
+        let heir = try await token([:], by: keys).text("key")
+        #expect(
+            try await server.call("GET", "users/me/keys/\(heir.prefix(10))").object["scopes"] as? [String]
+                == ["api_key:*", "workspace:read"])
+    }
+
+    @Test(arguments: [
+        ("coder:workspaces.access", 201), ("task:*", 201), ("all", 201), ("workspace:foo", 400),
+        ("user:*", 400), ("nonsense", 400),
+    ]) func publicScopesAreKnown(_ test: (scope: String, status: Int)) async throws {
+        let made = try await server.call(
+            "POST", "users/me/keys/tokens", ["token_name": UUID().uuidString, "scopes": [test.scope]])
+        #expect(made.status == test.status)
+        let known = try await server.call("GET", "auth/scopes", token: "").object["external"] as? [String]
+        #expect(known?.contains("coder:workspaces.access") == true)
+        #expect(known?.count == 48)
+    }
+
+    @Test func whoIsRefusedHearsHowToDoBetter() async throws {
+        let answer = try await server.call("GET", "users/me", token: "")
+        let field = answer.response.headers["WWW-Authenticate"] ?? ""
+        #expect(
+            field.hasPrefix("Bearer realm=\"coder\", error=\"invalid_token\", error_description=\"You are"))
+    }
+
     @Test func aCookieAloneChangesNothing() async throws {
         let cookie: HeaderFields = ["Cookie": "coder_session_token=\(server.token)"]
         #expect(try await server.call("GET", "users/me", token: "", headers: cookie).status == 200)

@@ -79,6 +79,21 @@ import Testing
         ("folded", Array("GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n".utf8)),
         ("chunk", Array("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".utf8)),
         ("huge chunk", Array("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n".utf8)),
+        (
+            "long extension",
+            Array("POST /api/v2/users/login HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;a=".utf8)
+                + Array(repeating: 65, count: 4000)
+        ),
+        (
+            "many extensions",
+            Array("POST /api/v2/users/login HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".utf8)
+                + (0..<100).flatMap { _ in Array("1;a=\(String(repeating: "b", count: 900))\r\nx\r\n".utf8) }
+        ),
+        (
+            "many trailers",
+            Array("POST /api/v2/users/login HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n".utf8)
+                + (0..<5000).flatMap { _ in Array("Trailer: x\r\n".utf8) }
+        ),
         ("huge head", Array("GET / HTTP/1.1\r\nA: ".utf8) + Array(repeating: 65, count: 80_000)),
         ("huge body", Array("POST /api/v2/users/login HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n".utf8)),
     ]
@@ -104,6 +119,56 @@ import Testing
         #expect(answer.body.contains("\"valid\":false"))
         await connection.send(request("/healthz"))
         #expect(await connection.readResponse().body == "OK")
+    }
+
+    @Test func manySmallChunksAreOneBody() async throws {
+        let connection = try RawConnection(port: server.port)
+        await connection.send(
+            "POST /api/v2/authcheck HTTP/1.1\r\nCoder-Session-Token: \(server.token)\r\n"
+                + "Transfer-Encoding: chunked\r\n\r\n")
+        let body = Array("{\"checks\":{}".utf8) + Array(repeating: 32, count: 1_000_000) + [0x7d]
+        var chunks: [UInt8] = []
+        for byte in body { chunks += [0x31, 13, 10, byte, 13, 10] }
+        await connection.send(chunks + Array("0\r\n\r\n".utf8))
+        let answer = await connection.readResponse()
+        #expect(answer.head.hasPrefix("HTTP/1.1 200 "))
+        #expect(answer.body == "{}\n")
+    }
+
+    /// Strangers cannot make the server wait for, or keep, a body: it is looked at after who sends it.
+    @Test(arguments: [
+        ("POST", "/api/v2/users/me/keys", "", 5_000_000, 401),
+        ("POST", "/api/v2/nothing", "", 5_000_000, 404),
+        ("POST", "/nothing", "", 5_000_000, 404), ("POST", "/api/v2/users/login", "", 70_000, 413),
+        ("POST", "/api/v2/users/me/keys", "Expect: 100-continue\r\n", 10, 401),
+    ]) func bodiesAreReadLast(
+        _ test: (method: String, path: String, field: String, length: Int, status: Int)
+    ) async throws {
+        let connection = try RawConnection(port: server.port)
+        await connection.send(
+            "\(test.method) \(test.path) HTTP/1.1\r\nContent-Length: \(test.length)\r\n\(test.field)\r\n")
+        let answer = await connection.readResponse()
+        #expect(answer.head.hasPrefix("HTTP/1.1 \(test.status) "))
+        #expect(answer.head.contains("Connection: close\r\n"))
+        #expect(await connection.isClosed())
+    }
+
+    @Test func aShortBodyThatNobodyWantsIsSkipped() async throws {
+        let connection = try RawConnection(port: server.port)
+        await connection.send("POST /nothing HTTP/1.1\r\nContent-Length: 5\r\n\r\n")
+        #expect(await connection.readResponse().head.hasPrefix("HTTP/1.1 404 "))
+        await connection.send("GET /" + request("/healthz"))
+        #expect(await connection.readResponse().body == "OK")
+    }
+
+    @Test func leaveToSendABodyIsGiven() async throws {
+        let connection = try RawConnection(port: server.port)
+        await connection.send(
+            "POST /api/v2/users/validate-password HTTP/1.1\r\nContent-Length: 16\r\nExpect: 100-continue\r\n\r\n"
+        )
+        #expect(await connection.readResponse().head == "HTTP/1.1 100 Continue\r\n\r\n")
+        await connection.send("{\"password\":\"x\"}")
+        #expect(await connection.readResponse().head.hasPrefix("HTTP/1.1 200 "))
     }
 
     @Test func relayRefusesWhoDoesNotUpgrade() async throws {

@@ -113,6 +113,17 @@ import Testing
         ] {
             #expect(try await register(token, bad).status == 400, "\(bad)")
         }
+        // What upstream's proxies ask beside that: there are no applications here.
+        for (method, path, status) in [
+            ("GET", "crypto-keys", 200), ("POST", "issue-signed-app-token", 400), ("GET", "coordinate", 400),
+        ] {
+            let answer = try await server.call(
+                method, "workspaceproxies/me/\(path)", method == "POST" ? [:] : nil, token: "",
+                headers: ["Coder-External-Proxy-Token": token])
+            #expect(answer.status == status, "\(path)")
+            let stranger = try await server.call(method, "workspaceproxies/me/\(path)", token: "")
+            #expect(stranger.status == 401, "\(path)")
+        }
         // Nothing listens at that URL: it must not come into the map.
         #expect(
             try await eventually {
@@ -159,12 +170,7 @@ private let UUID_NULL: uuid_t = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 @Suite(.serialized) struct StandaloneRelayTests {
     /// A relay with a listener for TLS beside the plain one; its certificate lies in `folder`.
     func secureRelay(_ folder: String) async throws -> HostedRelay {
-        let certificate = try await Command.run([
-            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-            "-keyout",
-            "\(folder)/key.pem", "-out", "\(folder)/cert.pem", "-days", "2", "-subj", "/CN=localhost",
-        ])
-        try #require(certificate.status == 0, "\(certificate)")
+        try await makeCertificate(folder)
         return try await relay {
             $0.tlsAddress = "127.0.0.1:0"
             $0.certificateFiles = ["\(folder)/cert.pem"]
@@ -172,7 +178,17 @@ private let UUID_NULL: uuid_t = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         }
     }
 
-    private func relay(_ change: (inout RelayOptions) -> Void = { _ in }) async throws -> HostedRelay {
+    /// A certificate of two days, and its key.
+    func makeCertificate(_ folder: String) async throws {
+        let certificate = try await Command.run([
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+            "-keyout", "\(folder)/key.pem", "-out", "\(folder)/cert.pem", "-days", "2", "-subj",
+            "/CN=localhost",
+        ])
+        try #require(certificate.status == 0, "\(certificate)")
+    }
+
+    func relay(_ change: (inout RelayOptions) -> Void = { _ in }) async throws -> HostedRelay {
         var options = RelayOptions()
         options.isStandalone = true
         options.httpAddress = "127.0.0.1:0"
@@ -270,7 +286,7 @@ private let UUID_NULL: uuid_t = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 }
 
 /// A client of a relay on a descriptor; blocking calls run aside.
-private final class RelayClientStub: @unchecked Sendable {
+final class RelayClientStub: @unchecked Sendable {
     // Used by one task at a time.
     private let descriptor: Int32
     private var machine: DERPClient
@@ -308,6 +324,18 @@ private final class RelayClientStub: @unchecked Sendable {
             while true {
                 _ = try self.step()
                 if !self.packets.isEmpty { return self.packets.removeFirst() }
+                try self.fill()
+            }
+        }
+    }
+
+    /// Until the relay says that it stops.
+    func waitForRestart() async throws {
+        try await aside {
+            while true {
+                for event in try self.step() {
+                    if case .restarting = event { return }
+                }
                 try self.fill()
             }
         }

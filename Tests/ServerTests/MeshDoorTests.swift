@@ -5,6 +5,7 @@ import Glibc
 import HTTPTransport
 import LinuxIO
 import RPC
+import Server
 import SwiftProtobuf
 import Testing
 
@@ -68,7 +69,9 @@ import Testing
             lifecycle.lifecycle.state = .ready
             _ = try await connection.unary(AgentMethods.updateLifecycle, lifecycle)
             var logs = AgentBatchCreateLogsRequest()
-            logs.logs = ["one", "two \"quoted\", {braced} \\", "\"\u{301}x,\\\u{301}"].map { text in
+            // A quote with an accent on it is one character, and still a quote.
+            let texts = ["one", "two \"quoted\", {braced} \\", "\"\u{301}\\\u{301},", "\u{600}\"", ""]
+            logs.logs = texts.map { text in
                 var log = AgentLog()
                 log.output = text
                 log.level = .warn
@@ -85,7 +88,7 @@ import Testing
             #expect(seen.text("expanded_directory") == "/home/ann")
             let lines = try await server.call("GET", "workspaceagents/\(agent)/logs")
             #expect(try Shapes().complaints(lines.json, "[WorkspaceAgentLog]") == [])
-            #expect(lines.list.map { $0["output"] as? String } == logs.logs.map(\.output))
+            #expect(lines.list.map { $0["output"] as? String } == texts)
         }
         // The end of the connection is recorded at once.
         for _ in 0..<50 {
@@ -192,16 +195,6 @@ import Testing
         #expect((bad.object["validations"] as? [[String: String]])?.first?["field"] == "resume_token")
     }
 
-    @Test func agentsGetNoResumeToken() async throws {
-        let (_, _, token) = try await workspace("no-token")
-        let error = await #expect(throws: RPCError.self) {
-            try await session("workspaceagents/me/rpc?version=2.7", token: token) { connection in
-                try await connection.unary(TailnetMethods.refreshResumeToken).token
-            }
-        }
-        #expect("\(error as Any)".contains("unknown rpc"))
-    }
-
     @Test func aRevokedKeyEndsItsSessions() async throws {
         let (_, agent, _) = try await workspace("revoked")
         let key = try await server.call("POST", "users/me/keys/tokens", ["token_name": "short"]).text("key")
@@ -213,6 +206,58 @@ import Testing
             await connection.waitUntilClosed()
         }
         #expect(try await server.call("GET", "users/me", token: key).status == 401)
+    }
+
+    @Test func aUserHearsOfTheirWorkspaces() async throws {
+        let server = server
+        let made = try await server.makeWorkspace("desktop")
+        let id = try #require((made["id"] as? String).flatMap { RawUUID($0) })
+        let agent = try #require((TestServer.agent(of: made)["id"] as? String).flatMap { RawUUID($0) })
+        var request = TailnetWorkspaceUpdatesRequest()
+        request.workspaceOwnerID = try #require((made["owner_id"] as? String).flatMap { RawUUID($0) }).bytes()
+        let asked = request
+        try await session("tailnet?version=2.3", token: server.token) { connection in
+            try await connection.serverStream(TailnetMethods.workspaceUpdates, asked) { stream in
+                let first = try #require(try await stream.next())
+                #expect(first.upsertedWorkspaces.contains { $0.id == id.bytes() && $0.status == .running })
+                #expect(
+                    first.upsertedAgents.contains { $0.id == agent.bytes() && $0.workspaceID == id.bytes() })
+                _ = try await server.call("POST", "workspaces/\(id)/builds", ["transition": "stop"])
+                // Other tests' workspaces come and go, too.
+                while let update = try await stream.next() {
+                    guard update.upsertedWorkspaces.contains(where: { $0.id == id.bytes() }) else { continue }
+                    #expect(
+                        update.upsertedWorkspaces.contains { $0.id == id.bytes() && $0.status == .stopped })
+                    #expect(update.deletedAgents.contains { $0.id == agent.bytes() })
+                    break
+                }
+            }
+        }
+    }
+
+    @Test func aResumeTokenIsForOneUserAndNoAgent() async throws {
+        let (_, agent, agentToken) = try await workspace("resume-other")
+        await #expect(throws: (any Error).self) {
+            try await session("workspaceagents/me/rpc?version=2.7", token: agentToken) {
+                try await $0.unary(TailnetMethods.refreshResumeToken).token
+            }
+        }
+        let token = try await session("tailnet?version=2.0", token: server.token) {
+            try await $0.unary(TailnetMethods.refreshResumeToken).token
+        }
+        try await server.hosted.execute(
+            """
+            INSERT INTO users (id, email, username, hashed_password, created_at, updated_at, status, rbac_roles)
+            SELECT gen_random_uuid(), 'oz@example.org', 'oz', hashed_password, now(), now(), 'active', rbac_roles
+            FROM users WHERE username = 'ann'
+            """)
+        let other = try await server.call(
+            "POST", "users/login", ["email": "oz@example.org", "password": TestServer.password], token: ""
+        ).text("session_token")
+        let path = "workspaceagents/\(agent)/coordinate?version=2.0&resume_token=\(token)"
+        #expect(try await server.call("GET", path, token: other).status == 401)
+        // For its own user it is good, and only the upgrade is missing.
+        #expect(try await server.call("GET", path).status == 400)
     }
 
     @Test(arguments: [

@@ -35,7 +35,7 @@ final class TestServer: Sendable {
 
     let directory: String
     let hosted: HostedServer
-    let client = HTTPClient()
+    let client: HTTPClient
     let token: String
 
     static let password = "correct horse battery 7"
@@ -59,9 +59,11 @@ final class TestServer: Sendable {
         return options
     }
 
-    static func start() async throws -> TestServer {
+    static func start(_ change: (inout ServerOptions) -> Void = { _ in }) async throws -> TestServer {
         let directory = try temporaryDirectory()
-        let hosted = try await HostedServer(options(directory))
+        var settings = options(directory)
+        change(&settings)
+        let hosted = try await HostedServer(settings)
         let client = HTTPClient()
         let url = try #require(HTTPURL("http://127.0.0.1:\(hosted.ports[0])"))
         func post(_ path: String, _ body: [String: Any]) async throws -> [String: Any] {
@@ -74,13 +76,30 @@ final class TestServer: Sendable {
             "users/first",
             ["email": "ann@example.org", "username": "ann", "name": "Ann", "password": password])
         let login = try await post("users/login", ["email": "ann@example.org", "password": password])
-        return TestServer(directory, hosted, token: try #require(login["session_token"] as? String))
+        return TestServer(
+            directory, hosted, settings, client: client,
+            token: try #require(login["session_token"] as? String))
     }
 
-    private init(_ directory: String, _ hosted: HostedServer, token: String) {
+    private let options: ServerOptions
+
+    private init(
+        _ directory: String, _ hosted: HostedServer, _ options: ServerOptions, client: HTTPClient,
+        token: String
+    ) {
         self.directory = directory
         self.hosted = hosted
+        self.options = options
+        self.client = client
         self.token = token
+    }
+
+    /// The same server once more at the same address, after it was stopped.
+    func restarted() async throws -> TestServer {
+        var options = options
+        options.httpAddress = "127.0.0.1:\(port)"
+        return TestServer(
+            directory, try await HostedServer(options), options, client: client, token: token)
     }
 
     func stop() async {

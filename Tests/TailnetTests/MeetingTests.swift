@@ -47,6 +47,50 @@ import Testing
         host.close()
     }
 
+    /// Peers that know no resumable streams, and such that answer badly: what the user wrote is left for a plain one.
+    @Test(arguments: ["refuses", "other service", "hangs up"])
+    func `a resumable stream is asked for`(_ peer: String) async throws {
+        let host = try RelayHost()
+        let service = CoordinatorService()
+        try await withTailnets(host, relayOnly: false) { agent, client in
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                group.addTask { await agent.run() }
+                group.addTask { await client.run() }
+                group.addTask { try await coordinate(agent, service, agentID, .agent) }
+                group.addTask { try await coordinate(client, service, clientID, .clientOfAgent(agentID)) }
+                let carriers = try await agent.node.listen(port: peer == "refuses" ? 1 : ResumingStream.port)
+                group.addTask {
+                    for await stream in carriers {
+                        let socket = try stream.descriptor()
+                        guard peer == "other service" else { continue }
+                        let answer = Array("HTTP/1.1 400 Bad Request\r\n\r\n".utf8)
+                        try answer.withUnsafeBytes { try Descriptor.writeAll(socket.number, $0) }
+                        let number = socket.number
+                        _ = try await DedicatedThread.run { readAll(number) }
+                    }
+                }
+                await client.addTunnel(agentID)
+                try await client.waitForPeer(agentID)
+                try await client.node.reachable(agentID.tailnetAddress, within: .seconds(20))
+                let (local, user) = try Descriptor.socketPair(nonBlocking: true).release()
+                #expect(send(user, "early", 5, 0) == 5)
+                var unused: [Int32] = []
+                let opening = try await ResumingStream.open(
+                    client.node, agentID.coderAddress, port: 1, local: [local], unused: &unused)
+                switch (opening, peer) {
+                case (.unknown, "refuses"), (.unknown, "other service"), (.unavailable, "hangs up"): break
+                default: Issue.record("\(peer): \(opening)")
+                }
+                #expect(unused == [local])
+                var text = [UInt8](repeating: 0, count: 16)
+                #expect(read(local, &text, 16) == 5)
+                for number in [local, user] { close(number) }
+                group.cancelAll()
+            }
+        }
+        host.close()
+    }
+
     private func coordinate(
         _ tailnet: Tailnet, _ service: CoordinatorService, _ id: RawUUID, _ role: PeerRole
     ) async throws {

@@ -11,11 +11,7 @@ package struct ListeningPort: Hashable, Sendable {
     /// Reads `/proc`: some milliseconds. agent.md §5.3.
     package static func all(except own: Int32? = nil) -> [ListeningPort] {
         let own = own ?? getpid()
-        var inodes: [String: UInt16] = [:]
-        for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
-            guard let text = FileBytes.read(path, limit: 16 << 20) else { continue }
-            inodes.merge(parse(String(decoding: text, as: UTF8.self))) { first, _ in first }
-        }
+        let inodes = listening()
         let owners = owners(of: Set(inodes.keys))
         var byPort: [UInt16: ListeningPort] = [:]
         for (inode, port) in inodes where port >= 9 {
@@ -25,6 +21,23 @@ package struct ListeningPort: Hashable, Sendable {
             byPort[port] = ListeningPort(port: port, process: known.isEmpty ? owner?.name ?? "" : known)
         }
         return byPort.values.sorted { $0.port < $1.port }
+    }
+
+    /// The command line of the process that listens on a port, as `/proc` gives it.
+    static func commandLine(of port: UInt16) -> [UInt8]? {
+        let sockets = listening().filter { $0.value == port }
+        guard let owner = owners(of: Set(sockets.keys)).values.first else { return nil }
+        return FileBytes.read("/proc/\(owner.process)/cmdline", limit: 1 << 20)
+    }
+
+    /// Inode to port of everything that listens.
+    private static func listening() -> [String: UInt16] {
+        var inodes: [String: UInt16] = [:]
+        for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
+            guard let text = FileBytes.read(path, limit: 16 << 20) else { continue }
+            inodes.merge(parse(String(decoding: text, as: UTF8.self))) { first, _ in first }
+        }
+        return inodes
     }
 
     /// Inode to port of the sockets in state LISTEN (`0A`).

@@ -48,8 +48,14 @@ struct MeshListeners: Sendable {
                     group.addTask { await hand(streams) { ssh.serve($0, remoteAddress: $1) } }
                 }
                 group.addTask { await hand(ports.terminals) { terminals.serve($0, remoteAddress: $1) } }
-                group.addTask { await serveOnThreads(ports.speed, name: "speedtest") { SpeedTest.serve($0) } }
-                group.addTask { await serveOnThreads(ports.http, name: "agent-http") { http.serve($0) } }
+                group.addTask {
+                    await serveOnThreads(ports.speed, name: "speedtest") { socket, _ in
+                        SpeedTest.serve(socket)
+                    }
+                }
+                group.addTask {
+                    await serveOnThreads(ports.http, name: "agent-http") { http.serve($0, from: $1) }
+                }
                 let streams = ResumeStreams(node: node, ssh: ssh, terminals: terminals) {
                     logger.info("\($0)")
                 }
@@ -82,7 +88,7 @@ struct MeshListeners: Sendable {
 
     private func serveOnThreads(
         _ streams: AsyncStream<IncomingStream>, name: String,
-        _ body: @escaping @Sendable (consuming OwnedDescriptor) -> Void
+        _ body: @escaping @Sendable (consuming OwnedDescriptor, IPAddress) -> Void
     ) async {
         for await stream in streams {
             guard threads.enter(limit: Self.threadLimit) else {
@@ -90,10 +96,11 @@ struct MeshListeners: Sendable {
                 continue
             }
             do {
+                let peer = stream.remote.ip
                 let number = try stream.descriptor().release()
                 do {
                     try DedicatedThread(name: name) { [threads] in
-                        body(OwnedDescriptor(taking: number))
+                        body(OwnedDescriptor(taking: number), peer)
                         threads.leave()
                     }.detach()
                 } catch {

@@ -9,8 +9,8 @@ internal import Tailnet
 /// The agent's ends of resumable streams (docs/RESUME.md): reads greetings on the mesh port for them, connects new
 /// streams to what they want, and hands carriers to the streams that they belong to.
 final class ResumeStreams: Sendable {
-    /// Streams at once, carriers that have not greeted yet, and time to greet.
-    private static let streamLimit = 1_024, greeterLimit = 64
+    /// Streams at once; carriers that have not greeted yet, of all peers and of one; and time to greet.
+    private static let streamLimit = 1_024, greeterLimit = 64, greeterLimitOfOne = 16
     private static let greetingLimit: UInt64 = 10_000_000_000
 
     private struct Entry {
@@ -22,7 +22,20 @@ final class ResumeStreams: Sendable {
 
     private struct State {
         var streams: [ResumeID: Entry] = [:]
-        var greeters = 0
+        /// How many have not greeted yet, by address.
+        var greeters: [IPAddress: Int] = [:]
+
+        mutating func mayGreet(_ address: IPAddress) -> Bool {
+            let own = greeters[address] ?? 0
+            guard own < greeterLimitOfOne, greeters.values.reduce(0, +) < greeterLimit else { return false }
+            greeters[address] = own + 1
+            return true
+        }
+
+        mutating func hasGreeted(_ address: IPAddress) {
+            let left = (greeters[address] ?? 1) - 1
+            greeters[address] = left > 0 ? left : nil
+        }
     }
 
     private let node: Node
@@ -55,18 +68,14 @@ final class ResumeStreams: Sendable {
     func run(_ carriers: AsyncStream<IncomingStream>) async {
         await withDiscardingTaskGroup { group in
             for await carrier in carriers {
-                let mayGreet = state.withLock { state in
-                    guard state.greeters < Self.greeterLimit else { return false }
-                    state.greeters += 1
-                    return true
-                }
-                guard mayGreet else {
+                let address = carrier.remote.ip
+                guard state.withLock({ $0.mayGreet(address) }) else {
                     carrier.reject()
                     continue
                 }
                 group.addTask {
                     await self.serve(carrier)
-                    self.state.withLock { $0.greeters -= 1 }
+                    self.state.withLock { $0.hasGreeted(address) }
                 }
             }
         }
@@ -116,14 +125,13 @@ final class ResumeStreams: Sendable {
 
     private func serve(_ carrier: IncomingStream) async {
         do {
-            let number = try carrier.descriptor().release()
-            guard let greeting = await Greeter.read(from: number, within: Self.greetingLimit) else {
-                return OwnedDescriptor(taking: number).close()
-            }
+            let descriptor = try carrier.descriptor()
+            guard let greeting = await Greeter.read(from: descriptor.number, within: Self.greetingLimit)
+            else { return }
             let keys = try await keys(of: carrier.remote.ip)
             switch greeting.kind {
-            case .new: await begin(greeting, OwnedDescriptor(taking: number), keys, carrier.remote)
-            default: resume(greeting, OwnedDescriptor(taking: number), keys)
+            case .new: await begin(greeting, descriptor, keys, carrier.remote)
+            default: resume(greeting, descriptor, keys)
             }
         } catch {
             log("resume: carrier lost: \(error)")
@@ -154,9 +162,12 @@ final class ResumeStreams: Sendable {
         var random = SystemRandomNumberGenerator()
         let id = ResumeID.random(using: &random)
         let token = StreamToken(secret: secret, id: id, clientKey: keys.client, agentKey: keys.agent)
-        let number = carrier.release()
-        guard let local = await connect(greeting.port, remote) else {
-            return refuse(OwnedDescriptor(taking: number), .connectFailed)
+        // Registered below, before the client can ask for anything.
+        let isReachable: @Sendable () -> Bool = { [self] in
+            state.withLock { $0.streams[id]?.loop }?.rest.detachedAt == nil
+        }
+        guard let local = await connect(greeting.port, remote, isReachable) else {
+            return refuse(carrier, .connectFailed)
         }
         do {
             let loop = try ResumeLoop(.agent(id: id, token: token), patience: patience) { [self] event in
@@ -166,7 +177,7 @@ final class ResumeStreams: Sendable {
             state.withLock {
                 $0.streams[id] = Entry(loop: loop, client: keys.client, isSession: isSession)
             }
-            loop.give(OwnedDescriptor(taking: number), greeting: greeting)
+            loop.give(carrier, greeting: greeting)
             do {
                 try loop.start(reading: consume local)
             } catch {
@@ -179,7 +190,9 @@ final class ResumeStreams: Sendable {
     }
 
     /// SSH and terminals are served by this process, everything else by the workspace.
-    private func connect(_ port: UInt16, _ remote: SocketAddress) async -> OwnedDescriptor? {
+    private func connect(
+        _ port: UInt16, _ remote: SocketAddress, _ isReachable: @escaping @Sendable () -> Bool
+    ) async -> OwnedDescriptor? {
         guard [1, 2, 22].contains(port) else {
             guard port > ResumingStream.port, let socket = await LocalRelay.connect(port: port) else {
                 return nil
@@ -194,7 +207,8 @@ final class ResumeStreams: Sendable {
             if port == 2 {
                 terminals.serve(consume socket, remoteAddress: remote.ip.description)
             } else {
-                ssh.serve(consume socket, remoteAddress: remote.ip.description)
+                ssh.serve(
+                    consume socket, remoteAddress: remote.ip.description, isReachable: isReachable)
             }
             return OwnedDescriptor(taking: mine)
         } catch {

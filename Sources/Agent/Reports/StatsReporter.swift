@@ -5,23 +5,24 @@ internal import Logging
 internal import Mesh
 internal import RPC
 internal import SwiftProtobuf
+internal import Synchronization
 
 /// Traffic and sessions, told to the server at the interval that it names. agent.md §5.4.
 struct StatsReporter: Sendable {
     let node: Node
     let reports: ConnectionReports
+    let baseline: StatsBaseline
 
-    /// Reports over this connection until it fails.
+    /// Reports over this connection until it fails. What an earlier connection did not tell is in the first report.
     func run(on connection: RPCConnection) async throws {
         var interval = try await send(AgentUpdateStatsRequest(), connection)
-        var last = try await node.status().counters
         while true {
             try await Task.sleep(for: interval)
             let status = try await node.status()
             var request = AgentUpdateStatsRequest()
-            request.stats = await collect(status, since: last)
+            request.stats = await collect(status, since: baseline.counters)
             interval = try await send(request, connection)
-            last = status.counters
+            baseline.counters = status.counters
         }
     }
 
@@ -38,18 +39,20 @@ struct StatsReporter: Sendable {
         }
     }
 
-    private func collect(_ status: NodeStatus, since last: NodeCounters) async -> AgentStats {
+    private func collect(_ status: NodeStatus, since last: NodeCounters?) async -> AgentStats {
         var stats = AgentStats()
         let now = status.counters
-        stats.rxBytes = difference(now.receivedBytes, last.receivedBytes)
+        stats.rxBytes = difference(now.receivedBytes, last?.receivedBytes)
         stats.rxPackets = difference(
-            now.receivedDatagrams &+ now.relayReceived, last.receivedDatagrams &+ last.relayReceived)
-        stats.txBytes = difference(now.sentBytes, last.sentBytes)
-        stats.txPackets = difference(now.sentDatagrams &+ now.relaySent, last.sentDatagrams &+ last.relaySent)
+            now.receivedDatagrams &+ now.relayReceived, last.map { $0.receivedDatagrams &+ $0.relayReceived })
+        stats.txBytes = difference(now.sentBytes, last?.sentBytes)
+        stats.txPackets = difference(
+            now.sentDatagrams &+ now.relaySent, last.map { $0.sentDatagrams &+ $0.relaySent })
         stats.connectionCount = Int64(status.streams)
         if status.streams > 0 { stats.connectionsByProto["TCP"] = Int64(status.streams) }
         stats.sessionCountSsh = reports.count(.ssh)
         stats.sessionCountVscode = reports.count(.vscode)
+        stats.sessionCountJetbrains = reports.count(.jetbrains)
         stats.sessionCountReconnectingPty = reports.count(.reconnectingTerminal)
         var (direct, relayed) = (0.0, 0.0)
         for peer in status.peers where peer.isActive {
@@ -75,8 +78,9 @@ struct StatsReporter: Sendable {
         return latencies.isEmpty ? -0.001 : latencies[latencies.count / 2]
     }
 
-    private func difference(_ now: UInt64, _ last: UInt64) -> Int64 {
-        Int64(clamping: now > last ? now - last : 0)
+    private func difference(_ now: UInt64, _ last: UInt64?) -> Int64 {
+        let last = last ?? 0
+        return Int64(clamping: now > last ? now - last : 0)
     }
 
     private static func reachable(_ kind: String, _ count: Double) -> AgentStats.Metric {
@@ -89,5 +93,16 @@ struct StatsReporter: Sendable {
         metric.value = count
         metric.labels = [label]
         return metric
+    }
+}
+
+/// The traffic that the server knows of, over all connections to it.
+final class StatsBaseline: Sendable {
+    private let known = Mutex<NodeCounters?>(nil)
+
+    /// nil: of nothing yet.
+    var counters: NodeCounters? {
+        get { known.withLock { $0 } }
+        set { known.withLock { $0 = newValue } }
     }
 }

@@ -17,14 +17,17 @@ protocol ChannelPart: AnyObject {
     func endOfData(_ ssh: inout SSHConnection)
     /// Called after events and readiness, to move what can move.
     func pump(_ ssh: inout SSHConnection)
-    /// The channel is gone: give everything back.
-    func closed()
+    /// The channel is gone: give everything back. What the peer sent and nobody has taken yet is the result.
+    func closed() -> LateInput?
     /// The channel never came to be: forget it.
     var isRefused: Bool { get }
+    /// Has work that waits for nothing: the connection should not sleep.
+    var wantsTurn: Bool { get }
 }
 
 extension ChannelPart {
     var isRefused: Bool { false }
+    var wantsTurn: Bool { false }
 }
 
 /// Descriptors of one `poll(2)` and whom to tell.
@@ -57,6 +60,7 @@ struct InputQueue: ~Copyable {
     private(set) var isBroken = false
 
     var isEmpty: Bool { queue.isEmpty }
+    var count: Int { queue.count }
 
     /// Writes what goes at once, keeps the rest; returns how much left memory.
     mutating func take(_ bytes: UnsafeRawBufferPointer, into number: Int32?, isSocket: Bool) -> Int {

@@ -17,22 +17,43 @@ final class ForwardListener {
     let descriptor: OwnedDescriptor
     /// A directory that goes away with the socket.
     private let ownDirectory: String?
+    /// The file of our socket: its path may be a successor's when we end.
+    private let file: FileIdentity?
+    /// Called when it ends.
+    var atEnd: (() -> Void)?
 
     init(_ target: Target, _ descriptor: consuming OwnedDescriptor, ownDirectory: String? = nil) {
         self.target = target
         self.descriptor = descriptor
         self.ownDirectory = ownDirectory
+        file = Self.path(target).flatMap { FileIdentity($0) }
     }
 
     deinit {
-        switch target {
-        case .unix(let path), .agent(let path):
-            _ = (path.bytes + [0]).withUnsafeBytes {
-                unlink($0.baseAddress!.assumingMemoryBound(to: CChar.self))
-            }
-        case .tcp, .x11: break
-        }
+        if let path = Self.path(target), let file, FileIdentity(path) == file { unlink(path) }
         if let ownDirectory { rmdir(ownDirectory) }
+        atEnd?()
+    }
+
+    var isDisplay: Bool { if case .x11 = target { true } else { false } }
+
+    private static func path(_ target: Target) -> String? {
+        switch target {
+        case .unix(let path), .agent(let path): path.description
+        case .tcp, .x11: nil
+        }
+    }
+
+    /// Which file a path leads to.
+    private struct FileIdentity: Equatable {
+        let device: dev_t
+        let inode: ino_t
+
+        init?(_ path: String) {
+            var status = stat()
+            guard lstat(path, &status) == 0 else { return nil }
+            (device, inode) = (status.st_dev, status.st_ino)
+        }
     }
 
     /// Listens as `tcpip-forward` asks; names are not looked up.
@@ -63,13 +84,14 @@ final class ForwardListener {
         return (ForwardListener(.tcp(host: host, port: bound), descriptor), bound)
     }
 
-    /// Listens on a unix socket: its directory is made, an old socket is removed (`agent.md` §6).
+    /// Listens on a unix socket: its directories are made, an old socket is removed (`agent.md` §6).
     static func unix(path: ByteString) throws(SystemError) -> ForwardListener {
         guard path.isCString, path.bytes.first == UInt8(ascii: "/") else {
             throw SystemError(call: "bind", code: EINVAL)
         }
         let text = path.description
-        if let slash = text.lastIndex(of: "/"), slash > text.startIndex {
+        // What exists is no error; what cannot be made fails at bind.
+        for slash in text.indices.dropFirst() where text[slash] == "/" {
             mkdir(String(text[..<slash]), 0o700)
         }
         var status = stat()

@@ -136,7 +136,8 @@ final class RelayChannel: ChannelPart {
             Descriptor.finishWriting(number)
             hasFinishedInput = true
         }
-        guard input.isBroken || (outputEnded && hasFinishedInput) else { return }
+        // A target that takes no more may still have something to say.
+        guard outputEnded, hasFinishedInput || input.isBroken else { return }
         state = .over
         descriptor = nil
         ssh.close(channel)
@@ -144,8 +145,28 @@ final class RelayChannel: ChannelPart {
 
     private var hasFinishedInput = false
 
-    func closed() {
+    /// Called when the channel is gone.
+    var atEnd: (() -> Void)?
+
+    /// The peer reads no more. OpenSSH PROTOCOL §2.1.
+    func endOfWrite() {
+        guard state == .open else { return }
+        outputEnded = true
+    }
+
+    func closed() -> LateInput? {
+        defer {
+            descriptor = nil
+            atEnd?()
+            atEnd = nil
+        }
+        guard state == .open, !input.isEmpty, let descriptor = descriptor.take() else {
+            state = .over
+            return nil
+        }
         state = .over
-        descriptor = nil
+        var rest = InputQueue()
+        swap(&rest, &input)
+        return LateInput(descriptor, rest, isSocket: true)
     }
 }

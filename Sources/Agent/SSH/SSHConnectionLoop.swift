@@ -9,33 +9,50 @@ internal import SSH
 /// are looked up on threads of their own.
 final class SSHConnectionLoop {
     /// Bounds on what one client can make us hold.
-    private static let listenerLimit = 128, lookupLimit = 32
+    static let listenerLimit = 128, lookupLimit = 32
 
     private let socket: OwnedDescriptor
-    private let configuration: SSHService.Configuration
-    private let control: ConnectionControl
+    let configuration: SSHService.Configuration
+    let control: ConnectionControl
     private let orphans: OrphanReaper
     private let remoteAddress: String
+    /// Ports that clients of this agent listen on.
+    let forwards: ForwardOwners
+    private let jetBrains: JetBrainsPorts
 
-    private var ssh: SSHConnection
+    var ssh: SSHConnection
     private var parts: [ChannelID: any ChannelPart] = [:]
-    private var listeners: [ForwardListener] = []
+    var listeners: [ForwardListener] = []
     /// Relays whose host name is being looked up.
     private var lookups: [UInt64: RelayChannel] = [:]
-    private var nextNumber: UInt64 = 1
+    var nextNumber: UInt64 = 1
+    private var late = LateInputs()
+    /// No descriptor was left for a connection that waits: until then nobody looks.
+    private var acceptsAgainAt: UInt64?
+    private var hasToldShortage = false
     private var list = PollList()
     private var peerIsGone = false
     /// Nothing has moved in the last wait.
     private var isIdle = false
     private var rotation: Int = 0
 
-    private static let socketTag: UInt8 = 0, wakeUpTag: UInt8 = 1, listenerTag: UInt8 = 2
+    private static let socketTag: UInt8 = 0, wakeUpTag: UInt8 = 1, listenerTag: UInt8 = 2, lateTag: UInt8 = 3
+    /// 100 ms without looking at listeners when descriptors are short: a waiting connection is reported in each turn.
+    private static let shortagePause: UInt64 = 100_000_000
+    /// OpenSSH's client talks of its extensions (eow@openssh.com, so that `ssh host yes | head` ends) only to servers
+    /// of this name.
+    private static let software = "OpenSSH_9.9-coder"
+    /// Read in one call before and after the peer is let in.
+    private static let firstReadBytes = 16 * 1024, readBytes = 256 * 1024
 
     init(
         _ socket: consuming OwnedDescriptor, _ configuration: SSHService.Configuration,
         _ control: ConnectionControl,
-        _ orphans: OrphanReaper, _ remoteAddress: String
+        _ orphans: OrphanReaper, _ forwards: ForwardOwners, _ jetBrains: JetBrainsPorts,
+        _ remoteAddress: String
     ) {
+        self.jetBrains = jetBrains
+        self.forwards = forwards
         self.socket = socket
         self.configuration = configuration
         self.control = control
@@ -43,8 +60,8 @@ final class SSHConnectionLoop {
         self.remoteAddress = remoteAddress
         var random = SystemRandomNumberGenerator()
         ssh = SSHConnection(
-            serverWith: configuration.hostKey, limits: configuration.limits, seed: EntropySeed(using: &random)
-        )
+            serverWith: configuration.hostKey, limits: configuration.limits, software: Self.software,
+            seed: EntropySeed(using: &random))
         ssh.setKeepalive(intervalNanoseconds: configuration.silenceLimitNanoseconds / 3, limit: 3)
     }
 
@@ -68,10 +85,13 @@ final class SSHConnectionLoop {
             isSound = false
             configuration.log("ssh: \(remoteAddress): \(error)")
         }
-        for part in parts.values { part.closed() }
+        for part in parts.values { if let input = part.closed() { late.add(input) } }
         parts = [:]
         listeners = []
         lookups = [:]
+        // Nobody waits for us any more; readers of what came before may.
+        shutdown(socket.number, Int32(SHUT_RDWR))
+        late.deliver(until: control)
         return isSound
     }
 
@@ -80,6 +100,7 @@ final class SSHConnectionLoop {
         try readSocket()
         try handleEvents()
         pumpAll()
+        late.flush(now: Clock.monotonicNanoseconds())
         flush()
         // What was sent makes room for packets that waited.
         try handleEvents()
@@ -105,8 +126,10 @@ final class SSHConnectionLoop {
 
     /// Until the next deadline; a connection that has just been busy looks again after a second, to tidy up.
     private func timeout() -> Int32? {
+        if parts.values.contains(where: \.wantsTurn) { return 0 }
         let limit: Int32? = isIdle ? nil : 1_000
-        guard let deadline = ssh.nextDeadlineNanoseconds else { return limit }
+        let deadlines = [ssh.nextDeadlineNanoseconds, late.nextDeadline, acceptsAgainAt]
+        guard let deadline = deadlines.compactMap(\.self).min() else { return limit }
         let now = Clock.monotonicNanoseconds()
         let wait = deadline <= now ? 0 : Int32(clamping: (deadline - now + 999_999) / 1_000_000)
         return min(wait, limit ?? .max)
@@ -118,7 +141,8 @@ final class SSHConnectionLoop {
         var total = 0
         while ssh.wantsInput, !peerIsGone, total < 1 << 20 {
             var result = TransferResult.wouldBlock
-            _ = ssh.receive(upTo: 256 * 1024) { space in
+            let capacity = ssh.isAuthenticated ? Self.readBytes : Self.firstReadBytes
+            _ = ssh.receive(upTo: capacity) { space in
                 result = Descriptor.read(socket.number, into: space)
                 if case .moved(let count) = result { return count }
                 return 0
@@ -152,9 +176,13 @@ final class SSHConnectionLoop {
             socket.number, (ssh.wantsInput ? POLLIN : 0) | (ssh.outgoingCount > 0 ? POLLOUT : 0), nil,
             tag: Self.socketTag)
         list.add(control.wakeUp.number, POLLIN, nil, tag: Self.wakeUpTag)
-        for listener in listeners where ssh.channelCount < configuration.limits.channels {
-            list.add(listener.descriptor.number, POLLIN, nil, tag: Self.listenerTag)
+        if let time = acceptsAgainAt, Clock.monotonicNanoseconds() >= time { acceptsAgainAt = nil }
+        if acceptsAgainAt == nil, ssh.channelCount < configuration.limits.channels {
+            for listener in listeners {
+                list.add(listener.descriptor.number, POLLIN, nil, tag: Self.listenerTag)
+            }
         }
+        late.addInterests(to: &list, tag: Self.lateTag)
         for part in parts.values { part.addInterests(ssh, to: &list) }
     }
 
@@ -167,20 +195,31 @@ final class SSHConnectionLoop {
             for (number, addresses) in control.takeLookups() {
                 lookups.removeValue(forKey: number)?.connect(to: addresses, &ssh)
             }
+            for port in control.takeReclaimed() { giveUp(port) }
+            for channel in control.takeJetBrains() { report(channel) }
         case Self.listenerTag: accept(list.descriptors[index].fd)
-        default: break  // the socket is read and written in each turn
+        default: break  // the socket and late inputs are looked at in each turn
         }
     }
 
     private func accept(_ number: Int32) {
-        guard let listener = listeners.first(where: { $0.descriptor.number == number }),
-            let accepted = StreamSocket.accept(number),
-            let channel = ssh.openChannel(listener.channelType(for: accepted.peer))
-        else { return }
+        guard let listener = listeners.first(where: { $0.descriptor.number == number }) else { return }
+        guard let accepted = StreamSocket.accept(number) else { return pauseAccepting() }
+        hasToldShortage = false
+        guard let channel = ssh.openChannel(listener.channelType(for: accepted.peer)) else { return }
         parts[channel] = RelayChannel(channel: channel, accepted: accepted.take())
-        if case .x11(_, isSingle: true) = listener.target {
-            listeners.removeAll { $0.descriptor.number == number }
-        }
+        guard case .x11(_, let isSingle) = listener.target else { return }
+        // The most recently used display is the last.
+        listeners.removeAll { $0 === listener }
+        if !isSingle { listeners.append(listener) }
+    }
+
+    /// Somebody waits, and cannot be let in: mostly because there are no descriptors.
+    private func pauseAccepting() {
+        acceptsAgainAt = Clock.monotonicNanoseconds() &+ Self.shortagePause
+        guard !hasToldShortage else { return }
+        hasToldShortage = true
+        configuration.log("ssh: a connection to a forward cannot be taken: no descriptors?")
     }
 
     // MARK: Events
@@ -200,7 +239,7 @@ final class SSHConnectionLoop {
         case .opened(let channel): (parts[channel] as? RelayChannel)?.opened()
         case .openFailed(let channel, _, _), .closed(let channel):
             guard let part = parts.removeValue(forKey: channel) else { return }
-            part.closed()
+            if let input = part.closed() { late.add(input) }
             guard let session = part as? SessionChannel else { return }
             listeners.removeAll { listener in
                 switch listener.target {
@@ -215,8 +254,9 @@ final class SSHConnectionLoop {
         }
     }
 
-    private func serve(_ channel: ChannelID, _ request: ChannelRequest, _ wantsReply: Bool) {
+    func serve(_ channel: ChannelID, _ request: ChannelRequest, _ wantsReply: Bool) {
         guard let session = parts[channel] as? SessionChannel else {
+            if case .endOfWrite = request { (parts[channel] as? RelayChannel)?.endOfWrite() }
             return ssh.reply(channel, success: false)
         }
         let success =
@@ -258,10 +298,25 @@ final class SSHConnectionLoop {
         }
     }
 
+    private func isLoopback(_ host: String) -> Bool {
+        ["localhost", "", "127.0.0.1", "::1"].contains(host)
+    }
+
+    /// A forward leads to a JetBrains back end, which is counted as a session of its kind.
+    private func report(_ channel: ChannelID) {
+        guard let relay = parts[channel] as? RelayChannel, relay.atEnd == nil else { return }
+        let report = context().report
+        report(.jetbrains, nil)
+        relay.atEnd = { report(.jetbrains, 0) }
+    }
+
     /// Connects a relay. Only real names are looked up, away from this thread.
     private func connect(_ channel: ChannelID, _ host: String, _ port: UInt16) {
         let relay = RelayChannel(channel: channel)
         parts[channel] = relay
+        if isLoopback(host) {
+            jetBrains.look(at: port) { [control] isOne in if isOne { control.deliver(jetBrains: channel) } }
+        }
         if host == "localhost" || host.isEmpty {
             relay.connect(to: [.loopback(v4: true, port: port), .loopback(v4: false, port: port)], &ssh)
         } else if let address = AddressText.parse(host, port: port) {
@@ -281,76 +336,5 @@ final class SSHConnectionLoop {
             relay.connect(to: [], &ssh)
         }
         if relay.isRefused { parts[channel] = nil }
-    }
-
-    // MARK: Listeners
-
-    private func serve(_ request: GlobalRequest) {
-        do {
-            switch request {
-            case .tcpipForward(let host, let port):
-                try checkListeners()
-                let (listener, bound) = try ForwardListener.tcp(host: host, port: port)
-                listeners.append(listener)
-                ssh.replyGlobal(success: true, port: port == 0 ? bound : nil)
-            case .streamLocalForward(let path):
-                // `agent.md` §6: a repeated request succeeds without effect.
-                if !listeners.contains(where: { $0.target == .unix(path: path) }) {
-                    try checkListeners()
-                    listeners.append(try ForwardListener.unix(path: path))
-                }
-                ssh.replyGlobal(success: true)
-            case .cancelTCPIPForward(let host, let port): cancel(.tcp(host: host, port: port))
-            case .cancelStreamLocalForward(let path): cancel(.unix(path: path))
-            }
-        } catch {
-            configuration.log("ssh: forward refused: \(error)")
-            ssh.replyGlobal(success: false)
-        }
-    }
-
-    private func checkListeners() throws(SystemError) {
-        guard listeners.count < Self.listenerLimit else { throw SystemError(call: "listen", code: EMFILE) }
-    }
-
-    private func cancel(_ target: ForwardListener.Target) {
-        let count = listeners.count
-        listeners.removeAll { $0.target == target }
-        ssh.replyGlobal(success: listeners.count < count)
-    }
-
-    private func openAgent(for session: SessionChannel) -> Bool {
-        guard session.wantsAgentSocket else { return false }
-        do {
-            try checkListeners()
-            let listener = try ForwardListener.agent(number: nextNumber)
-            nextNumber += 1
-            if case .agent(let path) = listener.target { session.setAgentSocket(path) }
-            listeners.append(listener)
-            return true
-        } catch {
-            configuration.log("ssh: agent forwarding refused: \(error)")
-            return false
-        }
-    }
-
-    private func openDisplay(
-        for session: SessionChannel, _ isSingle: Bool, _ method: String, _ cookie: String, _ screen: UInt32
-    ) -> Bool {
-        guard session.wantsDisplay, let bytes = XAuthority.cookie(cookie), method.utf8.count <= 64 else {
-            return false
-        }
-        do {
-            try checkListeners()
-            let (display, listener) = try XDisplay.open(screen: screen, isSingle: isSingle)
-            let file = "\(configuration.environment().account.home)/.Xauthority"
-            try XAuthority.add(display.number, method: method, cookie: bytes, file: file)
-            session.setDisplay(display)
-            listeners.append(listener)
-            return true
-        } catch {
-            configuration.log("ssh: X forwarding refused: \(error)")
-            return false
-        }
     }
 }

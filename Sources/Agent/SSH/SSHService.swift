@@ -34,7 +34,7 @@ public final class SSHService: Sendable {
     }
 
     private struct State {
-        var connections: [UInt64: ConnectionControl] = [:]
+        var connections: [UInt64: (control: ConnectionControl, remoteAddress: String)] = [:]
         var nextNumber: UInt64 = 1
         var isStopped = false
         var counters = Counters()
@@ -56,6 +56,8 @@ public final class SSHService: Sendable {
     private let configuration: Configuration
     private let state = Mutex(State())
     private let orphans = OrphanReaper()
+    private let forwards = ForwardOwners()
+    private let jetBrains = JetBrainsPorts()
 
     /// A service without connections.
     public init(_ configuration: Configuration) { self.configuration = configuration }
@@ -68,19 +70,27 @@ public final class SSHService: Sendable {
 
     /// Serves one connection on a thread of its own until either side ends it. Closes the descriptor in any
     /// case.
-    public func serve(_ descriptor: consuming OwnedDescriptor, remoteAddress: String) {
+    ///
+    /// - Parameters:
+    ///   - isReachable: whether the client can be reached now; not so during an outage that the descriptor outlives.
+    public func serve(
+        _ descriptor: consuming OwnedDescriptor, remoteAddress: String,
+        isReachable: @escaping @Sendable () -> Bool = { true }
+    ) {
         let limit = configuration.connectionLimit
-        guard let control = try? ConnectionControl() else {
+        guard let control = try? ConnectionControl(isReachable: isReachable) else {
             return configuration.log("ssh: no descriptors left")
         }
         let number: UInt64? = state.withLock { state in
-            guard !state.isStopped, state.connections.count < limit else {
+            // One peer has at most half of the places: another one gets in, too.
+            let own = state.connections.values.count { $0.remoteAddress == remoteAddress }
+            guard !state.isStopped, state.connections.count < limit, own < max(1, limit / 2) else {
                 state.counters.refused += 1
                 return nil
             }
             defer { state.nextNumber += 1 }
             state.counters.accepted += 1
-            state.connections[state.nextNumber] = control
+            state.connections[state.nextNumber] = (control, remoteAddress)
             return state.nextNumber
         }
         guard let number else { return configuration.log("ssh: connection refused: too many, or stopping") }
@@ -88,7 +98,8 @@ public final class SSHService: Sendable {
         do {
             let thread = try DedicatedThread(name: "ssh") { [self, configuration, orphans] in
                 let loop = SSHConnectionLoop(
-                    OwnedDescriptor(taking: socket), configuration, control, orphans, remoteAddress)
+                    OwnedDescriptor(taking: socket), configuration, control, orphans, forwards, jetBrains,
+                    remoteAddress)
                 remove(number, failed: !loop.run())
             }
             thread.detach()
@@ -104,7 +115,7 @@ public final class SSHService: Sendable {
     public func stop() {
         let controls = state.withLock { state in
             state.isStopped = true
-            return Array(state.connections.values)
+            return state.connections.values.map(\.control)
         }
         for control in controls { control.stop() }
         orphans.killAll()
@@ -162,15 +173,52 @@ public struct SSHSessionReport: Hashable, Sendable {
 /// How other threads reach a connection's thread.
 final class ConnectionControl: Sendable {
     let wakeUp: WakeUp
-    private let state = Mutex((isStopped: false, lookups: [UInt64: [KernelAddress]]()))
+    /// Whether its client can be reached now.
+    let isReachable: @Sendable () -> Bool
+    private struct State {
+        var isStopped = false
+        var lookups: [UInt64: [KernelAddress]] = [:]
+        var reclaimed: [UInt32] = []
+        var jetBrains: [ChannelID] = []
+    }
+    private let state = Mutex(State())
 
-    init() throws(SystemError) { wakeUp = try WakeUp() }
+    init(isReachable: @escaping @Sendable () -> Bool) throws(SystemError) {
+        self.isReachable = isReachable
+        wakeUp = try WakeUp()
+    }
 
     var isStopped: Bool { state.withLock { $0.isStopped } }
 
     func stop() {
         state.withLock { $0.isStopped = true }
         wakeUp.signal()
+    }
+
+    /// Another client wants a port on which this one listens.
+    func reclaim(_ port: UInt32) {
+        state.withLock { $0.reclaimed.append(port) }
+        wakeUp.signal()
+    }
+
+    func takeReclaimed() -> [UInt32] {
+        state.withLock { state in
+            defer { state.reclaimed = [] }
+            return state.reclaimed
+        }
+    }
+
+    /// A forward turned out to lead to a JetBrains back end.
+    func deliver(jetBrains channel: ChannelID) {
+        state.withLock { $0.jetBrains.append(channel) }
+        wakeUp.signal()
+    }
+
+    func takeJetBrains() -> [ChannelID] {
+        state.withLock { state in
+            defer { state.jetBrains = [] }
+            return state.jetBrains
+        }
     }
 
     /// Delivers the outcome of a name look-up.

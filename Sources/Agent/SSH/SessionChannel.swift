@@ -90,6 +90,10 @@ final class SessionChannel: ChannelPart {
             guard let exit = SignalName.number(name), child != nil, self.exit == nil else { return false }
             child?.signal(exit)
             return true
+        case .endOfWrite:
+            // OpenSSH PROTOCOL §2.1: the client reads no more, so the program's next write is its last.
+            standardOutput = nil
+            return true
         default: return false
         }
     }
@@ -104,7 +108,7 @@ final class SessionChannel: ChannelPart {
     private func startSubsystem(_ name: String) -> Bool {
         guard !hasStarted else { return false }
         hasStarted = true
-        guard name == "sftp" else {
+        guard name == "sftp", !isForContainer else {
             fixedStatus = 1
             return true
         }
@@ -126,6 +130,13 @@ final class SessionChannel: ChannelPart {
             fixedStatus = 65
             return true
         }
+        if isForContainer {
+            // Rather nothing than a shell somewhere else than asked for.
+            greeting.append(Array("this agent has no sessions in containers (CODER_CONTAINER)\n".utf8))
+            greetingStream = terminalRequest == nil ? .error : .standard
+            fixedStatus = 229
+            return true
+        }
         reportStart()
         if terminalRequest != nil, command == nil { greeting.append(context.environment.greeting()) }
         do {
@@ -138,9 +149,16 @@ final class SessionChannel: ChannelPart {
         return true
     }
 
+    /// Whether the client wants the program to run in a container of the workspace.
+    private var isForContainer: Bool {
+        variables.contains { $0.name == "CODER_CONTAINER" && !$0.value.bytes.isEmpty }
+    }
+
     private func reportStart() {
         let name = variables.last { $0.name == "CODER_SSH_SESSION_TYPE" }?.value.description ?? ""
         let kind = SSHSessionKind(name)
+        // Forwards to its back end are reported instead: `JetBrainsPorts`.
+        guard kind != .jetbrains else { return }
         reportedKind = kind
         context.report(kind, nil)
     }
@@ -280,6 +298,8 @@ final class SessionChannel: ChannelPart {
         finishIfDone(&ssh)
     }
 
+    var wantsTurn: Bool { sftp?.server.isBusy ?? false }
+
     private func pumpSFTP(_ ssh: inout SSHConnection) {
         guard sftp != nil else { return }
         let before = sftp?.server.incomingCount ?? 0
@@ -293,7 +313,7 @@ final class SessionChannel: ChannelPart {
             _ = session.serve()
             unreported += before - session.server.incomingCount
         }
-        guard sftp?.server.outgoingCount == 0 else { return }
+        guard sftp?.server.outgoingCount == 0, !wantsTurn else { return }
         if !isHealthy { fixedStatus = 1 } else if inputEnded { fixedStatus = 0 }
     }
 
@@ -341,10 +361,14 @@ final class SessionChannel: ChannelPart {
         context.report(kind, status)
     }
 
-    func closed() {
+    func closed() -> LateInput? {
         isOver = true
         reportEnd(0)
-        release()
+        defer { release() }
+        guard exit == nil, !input.isEmpty, let pipe = standardInput.take() else { return nil }
+        var rest = InputQueue()
+        swap(&rest, &input)
+        return LateInput(pipe, rest, isSocket: false)
     }
 
     /// Gives descriptors back. A program that still runs goes on alone, or is ended if it had a terminal.

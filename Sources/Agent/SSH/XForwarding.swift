@@ -38,6 +38,8 @@ struct XDisplay {
 enum XAuthority {
     /// 500 ms for another program to let go of the file; the connection waits meanwhile.
     private static let lockNanoseconds: UInt64 = 500_000_000
+    /// 10 min: an older lock is of a program that died with it, as xauth takes it.
+    private static let deadLockSeconds = 600
     private static let sizeLimit = 1 << 20
     /// FamilyLocal: the display of this host.
     private static let localFamily: UInt16 = 256
@@ -50,7 +52,10 @@ enum XAuthority {
             unlink("\(file)-l")
         }
         let number = Array("\(display)".utf8)
-        let kept = entries(FileBytes.read(file, limit: sizeLimit) ?? []).filter {
+        let before = FileBytes.read(file, limit: sizeLimit)
+        // What cannot be read must not be lost.
+        guard before != nil || access(file, F_OK) != 0 else { throw SystemError(call: "read", code: EFBIG) }
+        let kept = entries(before ?? []).filter {
             !($0.family == localFamily && $0.fields[0] == hostName && $0.fields[1] == number)
         }
         let own = Entry(family: localFamily, fields: [hostName, number, Array(method.utf8), cookie])
@@ -123,7 +128,17 @@ enum XAuthority {
         return name.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }
     }
 
+    private static func breakDeadLock(_ file: String) {
+        var status = stat()
+        guard lstat("\(file)-c", &status) == 0 || lstat("\(file)-l", &status) == 0,
+            Int(Clock.wallTime().seconds) - status.st_ctim.tv_sec > deadLockSeconds
+        else { return }
+        unlink("\(file)-c")
+        unlink("\(file)-l")
+    }
+
     private static func lock(_ file: String) throws(SystemError) {
+        breakDeadLock(file)
         let deadline = Clock.monotonicNanoseconds() + lockNanoseconds
         while true {
             let number = Glibc.open("\(file)-c", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)

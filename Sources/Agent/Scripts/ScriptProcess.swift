@@ -59,7 +59,7 @@ package final class ScriptProcess {
 
     /// Runs the script to its end. Blocks.
     package func run() -> ScriptResult {
-        logFile = open(plan.logPath, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
+        logFile = PrivateFiles.openLog(plan.logPath)
         defer { if logFile >= 0 { close(logFile) } }
         do throws(SystemError) {
             let (outRead, outWrite) = try Descriptor.pipe().release()

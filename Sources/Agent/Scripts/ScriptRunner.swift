@@ -6,9 +6,10 @@ internal import Logging
 internal import RPC
 internal import SSH
 internal import SwiftProtobuf
+internal import Synchronization
 
 /// Runs the manifest's start and stop scripts, all of a set at once, and reports their output and timing.
-/// agent.md §4.5. Cron scripts are not run.
+/// agent.md §4.5.
 struct ScriptRunner: Sendable {
     /// How a whole set ended, the worst of all.
     enum Outcome: Int, Comparable, Sendable {
@@ -24,17 +25,16 @@ struct ScriptRunner: Sendable {
     let logDirectory: String
     let dataDirectory: String
 
-    /// `…/coder-script-data/bin`: first in every PATH, so that scripts can offer programs to sessions.
-    static func binDirectory(in dataDirectory: String) -> String { "\(dataDirectory)/coder-script-data/bin" }
-
-    /// Makes the directory in which scripts offer programs.
-    func prepare() {
-        for path in [
-            dataDirectory, "\(dataDirectory)/coder-script-data", Self.binDirectory(in: dataDirectory),
-        ] {
-            mkdir(path, 0o700)
-        }
+    /// `coder-script-data` in the directory that the agent was given, which only its user can write to.
+    static func makeDataDirectory(in parent: String) -> String? {
+        mkdir(parent, 0o700)
+        guard let directory = PrivateFiles.directory("\(parent)/coder-script-data") else { return nil }
+        mkdir(binDirectory(in: directory), 0o700)
+        return directory
     }
+
+    /// `…/coder-script-data/bin`: first in every PATH, so that scripts can offer programs to sessions.
+    static func binDirectory(in dataDirectory: String) -> String { "\(dataDirectory)/bin" }
 
     /// Runs all of them to their end; cancelling hangs them up.
     func run(
@@ -60,7 +60,9 @@ struct ScriptRunner: Sendable {
         timing.scriptID = script.id
         timing.stage = stage
         timing.start = .now()
-        let result = await execute(plan, source)
+        let result = await execute(plan) { [logs] text, level in
+            logs.add(text, level: level, source: source)
+        }
         timing.end = .now()
         timing.exitCode = result.exitCode
         timing.status = result.status
@@ -77,17 +79,17 @@ struct ScriptRunner: Sendable {
         }
     }
 
-    private func execute(_ plan: ScriptPlan, _ source: RawUUID) async -> ScriptResult {
+    private func execute(
+        _ plan: ScriptPlan, _ line: @escaping @Sendable (String, AgentLog.Level) -> Void
+    ) async -> ScriptResult {
         let failure = ScriptResult(status: .exitFailure, exitCode: 255)
         guard let cancelled = try? WakeUp() else { return failure }
         return await withTaskCancellationHandler {
             await withCheckedContinuation { continuation in
                 do {
-                    try DedicatedThread(name: "script") { [logs] in
-                        let process = ScriptProcess(plan, cancelled: cancelled) { text, level in
-                            logs.add(text, level: level, source: source)
-                        }
-                        continuation.resume(returning: process.run())
+                    try DedicatedThread(name: "script") {
+                        continuation.resume(
+                            returning: ScriptProcess(plan, cancelled: cancelled, line: line).run())
                     }.detach()
                 } catch {
                     continuation.resume(returning: failure)
@@ -98,29 +100,76 @@ struct ScriptRunner: Sendable {
         }
     }
 
+    /// 10 KiB of a metadata script's output are kept.
+    private static let outputLimit = 10 << 10
+
+    private final class Output: Sendable {
+        let text = Mutex("")
+    }
+
+    /// Runs a metadata script: what it prints on both streams, and what went wrong.
+    func output(
+        of script: String, timeoutSeconds: Int64, _ environment: SSHEnvironment
+    ) async -> MetadataReporter.Outcome {
+        let variables = environment.variables()
+        let command = Self.command(script, shell: environment.account.shell)
+        let plan = ScriptPlan(
+            path: command[0], arguments: command,
+            environment: variables.map { $0.name.bytes + [0x3d] + $0.value.bytes },
+            directory: environment.workDirectory, logPath: "",
+            timeoutNanoseconds: UInt64(clamping: timeoutSeconds) * 1_000_000_000)
+        let output = Output()
+        let result = await execute(plan) { text, _ in
+            output.text.withLock { all in
+                guard all.utf8.count <= Self.outputLimit else { return }
+                all += all.isEmpty ? text : "\n" + text
+            }
+        }
+        let text = output.text.withLock { $0 }
+        var problems: [String] = []
+        if text.utf8.count > Self.outputLimit { problems.append("output cut at \(Self.outputLimit) bytes") }
+        switch result.status {
+        case .timedOut: problems.append("no result within \(timeoutSeconds) s")
+        case .ok, .pipesLeftOpen, .exitFailure, .UNRECOGNIZED:
+            if result.exitCode != 0 { problems.append("exit status \(result.exitCode)") }
+        }
+        let kept =
+            text.utf8.count > Self.outputLimit
+            ? String(decoding: text.utf8.prefix(Self.outputLimit), as: UTF8.self) : text
+        return (kept, problems.joined(separator: "; "))
+    }
+
+    /// The words that run a script: by its own interpreter, or the user's shell.
+    private static func command(_ script: String, shell: String) -> [String] {
+        var command = [shell, "-c", script]
+        let trimmed = script.drop { $0 == " " || $0 == "\t" || $0.isNewline }
+        if trimmed.hasPrefix("#!"), let first = trimmed.dropFirst(2).split(whereSeparator: \.isNewline).first
+        {
+            let words = first.split(separator: " ").map(String.init)
+            if !words.isEmpty { command = words + ["-c", script] }
+        }
+        return command.map { String($0.filter { $0 != "\0" }) }
+    }
+
     private func plan(
         _ script: AgentWorkspaceAgentScript, _ source: RawUUID, _ environment: SSHEnvironment
     ) -> ScriptPlan {
-        let data = "\(dataDirectory)/coder-script-data/\(source)"
+        let data = "\(dataDirectory)/\(source)"
         mkdir(data, 0o700)
         let variables = environment.variables(extra: [
             ("CODER_SCRIPT_DATA_DIR", ByteString(data)),
             ("CODER_SCRIPT_BIN_DIR", ByteString(Self.binDirectory(in: dataDirectory))),
         ])
-        let shell = environment.account.shell
-        var command = [shell, "-c", script.script]
-        let trimmed = script.script.drop { $0 == " " || $0 == "\t" || $0.isNewline }
-        if trimmed.hasPrefix("#!"), let first = trimmed.dropFirst(2).split(whereSeparator: \.isNewline).first
-        {
-            let words = first.split(separator: " ").map(String.init)
-            if !words.isEmpty { command = words + ["-c", script.script] }
-        }
+        let command = Self.command(script.script, shell: environment.account.shell)
         let timeout = script.timeout.seconds
         var logPath = script.logPath.isEmpty ? "coder-script-\(source).log" : script.logPath
+        let process = Dictionary(environment.processVariables.map { ($0.name, $0.value) }) { first, _ in first
+        }
+        logPath = SSHEnvironment.expand(logPath) { process[$0] ?? "" }
         if logPath.hasPrefix("~/") { logPath = environment.account.home + logPath.dropFirst() }
         if !logPath.hasPrefix("/") { logPath = "\(logDirectory)/\(logPath)" }
         return ScriptPlan(
-            path: command[0], arguments: command.map { String($0.filter { $0 != "\0" }) },
+            path: command[0], arguments: command,
             environment: variables.map { $0.name.bytes + [0x3d] + $0.value.bytes },
             directory: environment.workDirectory, logPath: logPath,
             timeoutNanoseconds: timeout > 0 ? UInt64(min(timeout, 1 << 30)) * 1_000_000_000 : nil)

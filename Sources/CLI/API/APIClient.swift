@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import HTTPTransport
+internal import Logging
 internal import Synchronization
 
 /// An answer of the server that is not a success: what it said, ready to be shown.
@@ -13,23 +14,22 @@ struct APIError: Error, Sendable, CustomStringConvertible {
     var validations: [(field: String, detail: String)] = []
     var isVerbose = false
 
+    /// One line, unless the user wants to know more.
     var description: String {
-        var lines = [message]
-        if validations.count == 1 {
-            lines[0] += " \(validations[0].field): \(validations[0].detail)"
-        } else if !validations.isEmpty {
-            lines.append("\(validations.count) validation error(s) found")
-            lines += validations.map { "\t\($0.field) : \($0.detail)" }
+        var text = message
+        if !validations.isEmpty {
+            text += " " + validations.map { "\($0.field): \($0.detail)" }.joined(separator: "; ")
         }
         if status == 401 {
-            lines[0] += " Try logging in using 'coder login'."
+            text += " Try logging in using 'coder login'."
         } else if !detail.isEmpty, detail != message, validations.isEmpty || isVerbose {
-            lines.append(detail)
+            if text.hasSuffix(".") { text.removeLast() }
+            text += ": " + detail
         }
-        if isVerbose {
-            lines.insert("API request error to \"\(method):\(path)\". Status code \(status)", at: 0)
+        guard !isVerbose else {
+            return "API request error to \"\(method):\(path)\". Status code \(status)\n\(text)"
         }
-        return lines.joined(separator: "\n")
+        return text.split(whereSeparator: \.isNewline).joined(separator: " ")
     }
 
     /// Reads the server's error object; other bodies are summed up.
@@ -59,6 +59,8 @@ struct APIClient: Sendable {
     let warnsAboutVersion: Bool
     let showsRequests: Bool
     let isVerbose: Bool
+    /// Where requests are noted: method, route and status, never contents.
+    private var logger: Logger?
     private let hasWarned = Once()
 
     init(
@@ -73,6 +75,13 @@ struct APIClient: Sendable {
         self.warnsAboutVersion = warnsAboutVersion
         self.showsRequests = showsRequests
         self.isVerbose = isVerbose
+    }
+
+    /// The same, with every request noted.
+    func logging(to logger: Logger?) -> APIClient {
+        var client = self
+        client.logger = logger
+        return client
     }
 
     /// URL of an API route: `users/me`.
@@ -94,6 +103,10 @@ struct APIClient: Sendable {
         try await send("POST", route, [], body)
     }
 
+    func put(_ route: String, _ body: JSON) async throws -> JSON {
+        try await send("PUT", route, [], body)
+    }
+
     func patch(_ route: String, _ body: JSON) async throws -> JSON {
         try await send("PATCH", route, [], body)
     }
@@ -108,8 +121,15 @@ struct APIClient: Sendable {
         var headers = credentials
         if body != nil { headers["Content-Type"] = "application/json" }
         if showsRequests { console.note("> \(method) \(target)\n\(body?.pretty ?? "")") }
-        let response = try await http.request(
-            method, target, headers: headers, body: body.map { Array($0.compact.utf8) })
+        let response: HTTPResponse
+        do {
+            response = try await http.request(
+                method, target, headers: headers, body: body.map { Array($0.compact.utf8) })
+        } catch {
+            logger?.warning("\(method) \(target.path)", metadata: ["error": "\(error)"])
+            throw error
+        }
+        logger?.info("\(method) \(target.path)", metadata: ["status": "\(response.status)"])
         if showsRequests { console.note("< \(response.status)\n\(response.text)") }
         notice(response)
         return response

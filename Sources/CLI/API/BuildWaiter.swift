@@ -5,34 +5,43 @@ struct BuildWaiter {
     let client: APIClient
     let console: Console
 
-    /// Waits for the build's job. Failed: its error; cancelled: silent.
+    /// Waits for the build's job, and shows its log. Failed: its error; cancelled: silent.
     func wait(for build: JSON) async throws {
+        let route = "workspacebuilds/\(build["id"].text)"
         var build = build
         var stage: Stage?
+        var isLogged = false
+        var logs = LogFollower(client: client, console: console, route: "\(route)/logs")
         while true {
             let job = build["job"]
             let status = job["status"].text
-            let name = stageName(job)
-            if stage?.name != name, status == "pending" || status == "running" || status == "canceling" {
+            let isWaiting = ["pending", "running", "canceling"].contains(status)
+            let enter = { (name: String) in
+                guard stage?.name != name else { return }
                 stage?.end(console)
                 stage = Stage(name, console)
             }
-            switch status {
-            case "succeeded":
-                stage?.end(console)
-                return
-            case "canceled":
-                stage?.end(console, failed: true)
-                throw SilentFailure()
-            case "failed":
-                stage?.end(console, failed: true)
-                let reason = job["error"].text
-                throw CommandError(reason.isEmpty ? "the workspace's build failed" : reason)
-            default: break
+            if isWaiting, !isLogged { enter(stageName(job)) }
+            if status != "pending" {
+                for line in await logs.next() {
+                    isLogged = true
+                    if let name = line["stage"].string, !name.isEmpty { enter(Table.clean(name)) }
+                    if !line["output"].text.isEmpty { logs.show(line) }
+                }
             }
+            guard isWaiting else { return try finish(job, stage) }
             try await Task.sleep(for: .milliseconds(250))
-            build = try await client.get("workspacebuilds/\(build["id"].text)")
+            build = try await client.get(route)
         }
+    }
+
+    private func finish(_ job: JSON, _ stage: Stage?) throws {
+        let status = job["status"].text
+        stage?.end(console, failed: status != "succeeded")
+        guard status != "succeeded" else { return }
+        guard status != "canceled" else { throw SilentFailure() }
+        let reason = job["error"].text
+        throw CommandError(reason.isEmpty ? "the workspace's build failed" : reason)
     }
 
     private func stageName(_ job: JSON) -> String {

@@ -81,6 +81,15 @@ package struct Timestamp: Sendable, Comparable {
             "\(months[Int(parts.tm_mon)]) \(day) \(two(parts.tm_hour)):\(two(parts.tm_min)):\(two(parts.tm_sec))"
     }
 
+    /// `2006-01-02 15:04:05.000+01:00` in local time, for lines of logs.
+    var logStamp: String {
+        let text = text(isLocal: true)
+        let milliseconds = Int((seconds - seconds.rounded(.down)) * 1_000)
+        let places = String(repeating: "0", count: milliseconds < 10 ? 2 : milliseconds < 100 ? 1 : 0)
+        let zone = text.dropFirst(19)
+        return "\(text.prefix(10)) \(text.dropFirst(11).prefix(8)).\(places)\(milliseconds)\(zone)"
+    }
+
     /// `20060102-150405` in local time, for names of files.
     var fileStamp: String {
         let parts = broken(isLocal: true)

@@ -45,6 +45,11 @@ struct WorkspaceAgent: Sendable {
     var status: String { json["status"].text }
     /// created, starting, ready, start_timeout, start_error, shutting_down, …
     var lifecycle: String { json["lifecycle_state"].text }
+    /// Names of the programs that write into its log, by identifier.
+    var logSources: [String: String] {
+        let pairs = json["log_sources"].elements.map { ($0["id"].text, $0["display_name"].text) }
+        return Dictionary(pairs, uniquingKeysWith: { first, _ in first })
+    }
     var hasParent: Bool { !json["parent_id"].isNull }
     /// Whether a login waits for scripts unless told otherwise.
     var blocksLogin: Bool { json["scripts"].elements.contains { $0["start_blocks_login"].bool } }

@@ -3,6 +3,7 @@
 internal import Agent
 internal import Glibc
 internal import HTTPTransport
+internal import LinuxIO
 
 /// `coder agent`: what runs in a workspace.
 enum AgentCommand {
@@ -33,6 +34,9 @@ enum AgentCommand {
             CommandOption(
                 "agent-header", env: "CODER_AGENT_HEADER", .stringArray,
                 help: "Additional HTTP headers, as key=value."),
+            CommandOption(
+                "agent-header-command", env: "CODER_AGENT_HEADER_COMMAND",
+                help: "Program that prints additional HTTP headers, one key=value per line."),
             CommandOption("no-reap", .bool, help: "Do not reap orphans when running as process 1."),
             CommandOption(
                 "ssh-max-timeout", env: "CODER_AGENT_SSH_MAX_TIMEOUT", .duration, default: "72h",
@@ -53,7 +57,6 @@ enum AgentCommand {
         ("pprof-address", "CODER_AGENT_PPROF_ADDRESS"),
         ("prometheus-address", "CODER_AGENT_PROMETHEUS_ADDRESS"),
         ("debug-address", "CODER_AGENT_DEBUG_ADDRESS"),
-        ("agent-header-command", "CODER_AGENT_HEADER_COMMAND"),
         ("log-json", "CODER_AGENT_LOGGING_JSON"), ("log-stackdriver", "CODER_AGENT_LOGGING_STACKDRIVER"),
         ("devcontainers-enable", "CODER_AGENT_DEVCONTAINERS_ENABLE"),
         ("devcontainers-project-discovery-enable", "CODER_AGENT_DEVCONTAINERS_PROJECT_DISCOVERY_ENABLE"),
@@ -65,6 +68,11 @@ enum AgentCommand {
 
     @Sendable static func run(_ invocation: Invocation) async throws -> Int32 {
         let values = invocation.values
+        if InitProcess.isSelf, !values.bool("no-reap") {
+            return await InitProcess.run(
+                path: ProgramFile.path, arguments: CommandLine.arguments + ["--no-reap"],
+                environment: invocation.environment)
+        }
         guard values.string("auth") == "token" else {
             throw CommandError("--auth=\(values.string("auth")) is not supported yet, only token")
         }
@@ -80,7 +88,8 @@ enum AgentCommand {
             serverURL: url, token: token, version: invocation.hooks.version, binaryPath: ProgramFile.path)
         options.logDirectory = values.string("log-dir")
         options.scriptDataDirectory = values.string("script-data-dir")
-        options.headers = fields(values.list("agent-header"), invocation)
+        options.headers = try fields(values.list("agent-header") + commandHeaders(invocation), invocation)
+        options.ignored = ignored(values)
         if let timeout = values.duration("ssh-max-timeout") { options.sshMaxTimeout = timeout }
         guard let port = UInt16(exactly: values.int("tailnet-listen-port") ?? 0) else {
             throw CommandError("--tailnet-listen-port is not a port")
@@ -92,8 +101,25 @@ enum AgentCommand {
         }
         options.environment = invocation.environment.sorted { $0.key < $1.key }.map { ($0.key, $0.value) }
         options.isVerbose = values.bool("verbose")
+        // Forwards, sessions and resumable streams take several each.
+        DescriptorLimit.raise()
         await AgentProgram.run(options, proxies: ProxySettings(environment: invocation.environment))
         return 0
+    }
+
+    private static func commandHeaders(_ invocation: Invocation) throws -> [String] {
+        let command = invocation.values.string("agent-header-command")
+        guard !command.isEmpty else { return [] }
+        let output: String? = ChildProcess.output(
+            of: ["/bin/sh", "-c", command], environment: invocation.environment)
+        guard let text = output else { throw CommandError("--agent-header-command failed: \(command)") }
+        return text.split(separator: "\n").map(String.init)
+    }
+
+    /// Options that were set, and do nothing here.
+    private static func ignored(_ values: OptionValues) -> [String] {
+        let names = accepted.map(\.flag) + ["log-human"]
+        return names.filter { values.source($0) > .default }.map { "--\($0)" }
     }
 
     private static func fields(_ texts: [String], _ invocation: Invocation) -> HeaderFields {

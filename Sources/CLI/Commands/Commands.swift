@@ -10,18 +10,22 @@ enum Commands {
                   coder login https://coder.example.com
                   coder external-workspaces create dev
                   coder ssh dev
-                """, options: globalOptions)
-        root.subcommands = [
-            LoginCommand.command, LogoutCommand.command, WhoamiCommand.command, VersionCommand.command,
-            TokensCommand.command, ListCommand.command, ShowCommand.command, CreateCommand.command,
-            DeleteCommand.command, ExternalWorkspacesCommand.command, SSHCommand.command,
-            PortForwardCommand.command,
-            PingCommand.command, SpeedtestCommand.command, NetcheckCommand.command, ConfigSSHCommand.command,
-            ConnectCommand.command, VSCodeSSHCommand.command, GitSSHCommand.command,
-            GitAskpassCommand.command, WireGuardCommand.command, AgentCommand.command, MeshCommand.command,
-            HostedCommands.server(hooks), HostedCommands.relay(hooks), RelayLoadCommand.command,
-            WorkspaceProxyCommand.command(hooks),
-        ]
+                """, options: globalOptions + agentOptions)
+        root.subcommands =
+            [
+                LoginCommand.command, LogoutCommand.command, WhoamiCommand.command, VersionCommand.command,
+                TokensCommand.command, ListCommand.command, ShowCommand.command, CreateCommand.command,
+            ] + StartStopCommands.all + [
+                DeleteCommand.command, ExternalWorkspacesCommand.command, SSHCommand.command,
+                PortForwardCommand.command, OpenCommand.command, CompletionCommand.command,
+                PingCommand.command, SpeedtestCommand.command, NetcheckCommand.command,
+                ConfigSSHCommand.command,
+                ConnectCommand.command, VSCodeSSHCommand.command, GitSSHCommand.command,
+                GitAskpassCommand.command, WireGuardCommand.command, AgentCommand.command,
+                MeshCommand.command,
+                HostedCommands.server(hooks), HostedCommands.relay(hooks), RelayLoadCommand.command,
+                CipherRateCommand.command, WorkspaceProxyCommand.command(hooks),
+            ]
         return root
     }
 
@@ -73,6 +77,22 @@ enum Commands {
             "no-open", env: "CODER_NO_OPEN", .bool, group: "Global", hidden: true, help: "Open no browser."),
         CommandOption("debug-http", .bool, group: "Global", hidden: true, help: "Show requests and answers."),
         CommandOption("version", .bool, group: "Global", hidden: true, help: "Print the version."),
+    ]
+
+    /// Who the program is inside a workspace, when git runs it to be asked for a password.
+    private static let agentOptions: [CommandOption] = [
+        CommandOption(
+            "agent-token", env: "CODER_AGENT_TOKEN", group: "Global", hidden: true, help: "The agent's token."
+        ),
+        CommandOption(
+            "agent-token-file", env: "CODER_AGENT_TOKEN_FILE", group: "Global", hidden: true,
+            help: "File with the agent's token."),
+        CommandOption(
+            "agent-url", env: "CODER_AGENT_URL", .url, group: "Global", hidden: true,
+            help: "URL of the deployment."),
+        CommandOption(
+            "auth", env: "CODER_AGENT_AUTH", default: "token", group: "Global", hidden: true,
+            help: "How the agent proves who it is."),
     ]
 
     /// Options that several commands share.

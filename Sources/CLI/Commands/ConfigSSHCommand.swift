@@ -38,16 +38,28 @@ package enum ConfigSSHCommand {
             CommandOption(
                 "disable-autostart", env: "CODER_CONFIGSSH_DISABLE_AUTOSTART", .bool,
                 help: "Do not start a stopped workspace."),
+            CommandOption(
+                "skip-proxy-command", env: "CODER_SSH_SKIP_PROXY_COMMAND", .bool, hidden: true,
+                help: "Leave the ProxyCommand out; for tests and for those who write their own."),
+            CommandOption(
+                "force-unix-filepaths", env: "CODER_CONFIGSSH_UNIX_FILEPATHS", .bool, hidden: true,
+                help: "Accepted; paths have no other form here."),
             Commands.yes,
         ], run: run)
 
     @Sendable static func run(_ invocation: Invocation) async throws -> Int32 {
         let client = try invocation.client()
-        let answer = try await client.raw("GET", "deployment/ssh")
-        let deployment =
-            answer.status == 200
-            ? try JSON.parse(answer.body) : .record(["hostname_prefix": .string("coder.")])
+        let deployment: JSON
+        do {
+            deployment = try await client.get("deployment/ssh")
+        } catch let error as APIError where error.status == 404 {
+            deployment = .record(["hostname_prefix": .string("coder.")])  // a server older than the route
+        }
         let values = invocation.values
+        guard !values.bool("skip-proxy-command") || values.string("wait") == "auto" else {
+            throw CommandError(
+                "--skip-proxy-command does not go with --wait, which the ProxyCommand would carry")
+        }
         var path = values.string("ssh-config-file")
         if path.hasPrefix("~/") { path = homeDirectory(invocation.environment) + path.dropFirst(1) }
         var found = ""
@@ -68,14 +80,16 @@ package enum ConfigSSHCommand {
                 if try !invocation.prompt.confirm("Use the new ones?", default: true) { options = previous }
             }
         }
-        let section = try Section(
-            program: program(invocation), configDirectory: invocation.config.path,
-            isDefaultDirectory: values.source("global-config") <= .default,
-            prefix: options.prefix ?? deployment["hostname_prefix"].text,
-            suffix: options.suffix ?? deployment["hostname_suffix"].text, options: options,
+        let prefix = options.prefix ?? deployment["hostname_prefix"].text
+        let suffix = options.suffix ?? deployment["hostname_suffix"].text
+        let section = try ConfigSSHSection(
+            program: program(invocation), configDirectory: invocation.config.path, prefix: prefix,
+            suffix: suffix, options: options,
+            skipsProxyCommand: values.bool("skip-proxy-command"),
             deploymentOptions: deployment["ssh_config_options"].members.map { ($0.key, $0.value.text) }
         ).text()
         let changed = try replaceSection(in: found, with: section)
+        warnAboutOthers(invocation)
         if values.bool("dry-run") {
             invocation.console.note("Nothing is changed (--dry-run).")
             invocation.console.out(UnifiedDiff.text(from: found, to: changed, name: path))
@@ -93,7 +107,23 @@ package enum ConfigSSHCommand {
         if let slash = path.lastIndex(of: "/") { try makeDirectories(String(path[..<slash]), mode: 0o700) }
         try TextFile.replace(path, with: changed, mode: 0o600)
         invocation.console.say("Updated \"\(path)\"")
+        let host = prefix.isEmpty ? "<workspace>.\(suffix)" : "\(prefix)<workspace>"
+        invocation.console.say("Connect to a workspace with: ssh \(host)")
         return 0
+    }
+
+    /// ssh runs the program that is written down; people who type `coder` run the first in PATH.
+    private static func warnAboutOthers(_ invocation: Invocation) {
+        guard invocation.values.string("coder-binary-path").isEmpty else { return }
+        let own = ProgramFile.path
+        let name = own.split(separator: "/").last.map(String.init) ?? "coder"
+        let folders = (invocation.environment["PATH"] ?? "").split(separator: ":")
+        let candidates = folders.map { folder -> String in "\(folder)/\(name)" }
+        guard let first = candidates.first(where: { access($0, X_OK) == 0 }),
+            TextFile.resolved(first) != TextFile.resolved(own)
+        else { return }
+        invocation.console.note(
+            "Warning: ssh is going to run \(own), but the \"\(name)\" in your PATH is \(Table.clean(first)).")
     }
 
     private static func program(_ invocation: Invocation) -> String {
@@ -128,93 +158,5 @@ package enum ConfigSSHCommand {
             rest = text[range.upperBound...]
         }
         return result
-    }
-
-    /// What goes between the marks.
-    struct Section {
-        var program: String
-        var configDirectory: String
-        var isDefaultDirectory: Bool
-        var prefix: String
-        var suffix: String
-        var options: StoredOptions
-        var deploymentOptions: [(String, String)]
-
-        func text() throws -> String {
-            for name in [prefix, suffix] {
-                guard name.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7f && !"*?!\"'\\#".utf8.contains($0) })
-                else {
-                    throw CommandError("\"\(Table.clean(name))\" cannot be part of a host name")
-                }
-            }
-            var lines = [
-                startToken, "# This section is written by 'coder config-ssh'.", "#",
-                "# Changes made by hand are lost when it runs again.", "#",
-            ]
-            let stored = options.lines
-            if !stored.isEmpty { lines += ["# Last run with options:"] + stored.map { "# :\($0)" } + ["#"] }
-            let hostOptions = try mergedOptions().map { "\t\($0)" }
-            var command = "\(try quote(program))"
-            if !isDefaultDirectory { command += " --global-config \(try quote(configDirectory))" }
-            for header in options.headers { command += " --header \(try quote(header, always: true))" }
-            if !options.headerCommand.isEmpty {
-                command += " --header-command \(try quote(options.headerCommand, always: true))"
-            }
-            var flags = " ssh --stdio"
-            if options.wait != "auto" { flags += " --wait=\(options.wait)" }
-            if options.disableAutostart { flags += " --disable-autostart=true" }
-            if !prefix.isEmpty {
-                lines += ["Host \(prefix)*"] + hostOptions
-                lines += ["\tProxyCommand \(command)\(flags) --ssh-host-prefix \(prefix) %h"]
-                if !suffix.isEmpty { lines.append("") }
-            }
-            if !suffix.isEmpty {
-                lines += ["Host *.\(suffix)"] + hostOptions
-                lines += [
-                    "", "Match host *.\(suffix) !exec \"\(try quoteMatch(program)) connect exists %h\"",
-                ]
-                lines += ["\tProxyCommand \(command)\(flags) --hostname-suffix \(suffix) %h"]
-            }
-            return (lines + [endToken]).joined(separator: "\n")
-        }
-
-        /// The user's options, then the deployment's, then the defaults: ssh takes the first of each.
-        private func mergedOptions() throws -> [String] {
-            let user = try options.sshOptions.map { text in
-                guard let mark = text.firstIndex(where: { $0 == "=" || $0 == " " }) else {
-                    throw CommandError("not an SSH option: \"\(text)\"; write it like Key=value")
-                }
-                return (String(text[..<mark]), String(text[text.index(after: mark)...]))
-            }
-            let defaults = [
-                ("ConnectTimeout", "0"), ("StrictHostKeyChecking", "no"), ("UserKnownHostsFile", "/dev/null"),
-                ("LogLevel", "ERROR"),
-            ]
-            var removed: Set<String> = []
-            var lines: [String] = []
-            for (key, value) in user + deploymentOptions + defaults {
-                guard (key + value).utf8.allSatisfy({ $0 >= 0x20 && $0 != 0x7f }) else {
-                    throw CommandError("an SSH option holds a control character: \"\(Table.clean(key))\"")
-                }
-                if value.isEmpty { removed.insert(key.lowercased()) }
-                if !removed.contains(key.lowercased()) { lines.append("\(key) \(value)") }
-            }
-            return lines
-        }
-
-        private func quote(_ text: String, always: Bool = false) throws -> String {
-            guard !text.contains(where: \.isNewline) else {
-                throw CommandError("a path or header holds a line break")
-            }
-            let escaped = text.map { $0 == "\"" ? "\\\"" : String($0) }.joined()
-            return always || text.contains(" ") || text.contains("\t") ? "\"\(escaped)\"" : escaped
-        }
-
-        private func quoteMatch(_ text: String) throws -> String {
-            guard !text.contains("\""), !text.contains(where: \.isNewline) else {
-                throw CommandError("the program's path holds a quote or a line break")
-            }
-            return text.map { "\\ \t".contains($0) ? "\\\($0)" : String($0) }.joined()
-        }
     }
 }

@@ -22,11 +22,7 @@ enum GitAskpassCommand {
 
     @Sendable private static func run(_ invocation: Invocation) async throws -> Int32 {
         guard let question = invocation.words.first.flatMap({ GitAskpassQuestion($0) }) else { return 1 }
-        let environment = invocation.environment
-        guard let token = environment["CODER_AGENT_TOKEN"], !token.isEmpty,
-            let url = (environment["CODER_AGENT_URL"] ?? environment["CODER_URL"]).flatMap({ HTTPURL($0) })
-        else { return 1 }
-        let client = invocation.client(url: url, token: token)
+        guard let client = try invocation.agentClient() else { return 1 }
         let route = "workspaceagents/me/external-auth"
         var answer: JSON
         do {

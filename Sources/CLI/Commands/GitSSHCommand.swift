@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Glibc
-internal import HTTPTransport
 internal import LinuxIO
 
 /// `coder gitssh`: what git runs for ssh inside a workspace (`GIT_SSH_COMMAND`): ssh with the owner's key from the
@@ -49,13 +48,9 @@ enum GitSSHCommand {
 
     /// nil when the deployment has none to give: then ssh goes on with the user's own.
     private static func deploymentKey(_ invocation: Invocation) async throws -> Key? {
-        let environment = invocation.environment
-        guard let token = environment["CODER_AGENT_TOKEN"], !token.isEmpty,
-            let url = (environment["CODER_AGENT_URL"] ?? environment["CODER_URL"]).flatMap({ HTTPURL($0) })
-        else { return nil }
+        guard let client = try invocation.agentClient() else { return nil }
         do {
-            let answer = try await invocation.client(url: url, token: token)
-                .get("workspaceagents/me/gitsshkey")
+            let answer = try await client.get("workspaceagents/me/gitsshkey")
             let key = Key(privateKey: answer["private_key"].text, publicKey: answer["public_key"].text)
             return key.privateKey.isEmpty ? nil : key
         } catch {
@@ -68,7 +63,8 @@ enum GitSSHCommand {
 
     /// Files that exist among those that ssh would use.
     private static func identityFiles(_ words: [String], _ environment: [String: String]) -> [String] {
-        let text = ChildProcess.output(of: ["/usr/bin/env", "ssh", "-G"] + words, environment: environment)
+        let command = ["/usr/bin/env", "ssh", "-G"] + words
+        let text = ChildProcess.output(of: command, environment: environment) ?? ""
         let named = text.split(separator: "\n").compactMap { line in
             line.hasPrefix("identityfile ") ? String(line.dropFirst("identityfile ".count)) : nil
         }

@@ -10,7 +10,8 @@ enum LoginCommand {
         arguments: .between(0, 1),
         options: [
             CommandOption(
-                "first-user-email", env: "CODER_FIRST_USER_EMAIL", help: "E-mail address of the first user."),
+                "first-user-email", env: "CODER_FIRST_USER_EMAIL",
+                help: "E-mail address of the first user, or of the user who logs in with a password."),
             CommandOption(
                 "first-user-username", env: "CODER_FIRST_USER_USERNAME", help: "Name of the first user."),
             CommandOption(
@@ -18,7 +19,9 @@ enum LoginCommand {
                 help: "Full name of the first user."),
             CommandOption(
                 "first-user-password", env: "CODER_FIRST_USER_PASSWORD",
-                help: "Password of the first user. Left out, it is asked for."),
+                help:
+                    "Password of the first user, or of the user who logs in with it. Left out, it is asked for."
+            ),
             CommandOption(
                 "first-user-trial", env: "CODER_FIRST_USER_TRIAL", .bool, hidden: true,
                 help: "Accepted; there are no trials."),
@@ -29,7 +32,7 @@ enum LoginCommand {
 
     @Sendable static func run(_ invocation: Invocation) async throws -> Int32 {
         let url = try address(invocation)
-        let client = invocation.client(url: url, token: nil)
+        let client = try invocation.client(url: url, token: nil)
         let first = try await client.raw("GET", "users/first")
         let token: String
         switch first.status {
@@ -42,10 +45,10 @@ enum LoginCommand {
                 "\(url.origin) does not answer like a Coder server (HTTP status \(first.status)): is the URL right?"
             )
         }
-        let session = invocation.client(url: url, token: token)
+        let session = try invocation.client(url: url, token: token)
         let user = try await session.get("users/me")
         try invocation.config.write(.session, token)
-        try invocation.config.write(.url, url.path == "/" ? url.origin : "\(url.origin)\(url.path)")
+        try invocation.config.write(.url, url.short)
         invocation.console.say("Welcome to Coder, \(user["username"].text)! You're authenticated.")
         return 0
     }
@@ -104,9 +107,7 @@ enum LoginCommand {
                 "email": .string(email), "username": .string(name), "name": .string(fullName),
                 "password": .string(password), "trial": .bool(false),
             ]))
-        let login = try await client.post(
-            "users/login", .record(["email": .string(email), "password": .string(password)]))
-        return login["session_token"].text
+        return try await session(client, email: email, password: password)
     }
 
     /// Twice the same, and strong enough for the server, which says what is missing.
@@ -148,21 +149,65 @@ enum LoginCommand {
         let given = invocation.values.string("token")
         if !given.isEmpty {
             guard !invocation.values.bool("use-token-as-session") else { return given }
-            let authorised = invocation.client(url: client.base, token: given)
+            let authorised = try invocation.client(url: client.base, token: given)
             return try await authorised.post("users/me/keys")["key"].text
         }
+        let values = invocation.values
+        let isPasswordGiven = ["first-user-email", "first-user-password"].contains {
+            !values.string($0).isEmpty
+        }
+        guard !isPasswordGiven else { return try await withPassword(invocation, client) }
         let page = client.base.appending("/cli-auth")
         invocation.console.say("Open the following in your browser:\n\n\t\(page)\n")
         if invocation.console.isOutputTerminal, !invocation.values.bool("no-open") {
             openBrowser("\(page)", invocation.environment)
         }
+        let isAsking = invocation.console.isInputTerminal
+        let question =
+            isAsking ? "Paste your token here, or press enter to use a password:" : "Paste your token here:"
         while true {
-            let token = try invocation.prompt.secret("Paste your token here:").trimmed
-            guard !token.isEmpty else { throw CommandError("no token was given") }
+            let token = try invocation.prompt.secret(question).trimmed
+            guard !token.isEmpty else {
+                guard isAsking else { throw CommandError("no token was given") }
+                return try await withPassword(invocation, client)
+            }
             let answer = try await invocation.client(url: client.base, token: token).raw("GET", "users/me")
             if answer.status == 200 { return token }
             invocation.console.fail("That's not a valid token!")
-            if !invocation.console.isInputTerminal { throw SilentFailure() }
+            if !isAsking { throw SilentFailure() }
+        }
+    }
+
+    /// By e-mail address and password: those that were given, or asked for. Only a password that was typed is asked
+    /// for again.
+    private static func withPassword(_ invocation: Invocation, _ client: APIClient) async throws -> String {
+        var email = invocation.values.string("first-user-email")
+        if email.isEmpty { email = try invocation.prompt.line("What's your email?", problem: emailProblem) }
+        if let problem = emailProblem(email) { throw CommandError(problem) }
+        let given = invocation.values.string("first-user-password")
+        guard given.isEmpty else { return try await session(client, email: email, password: given) }
+        while true {
+            let password = try invocation.prompt.secret("Password:") {
+                $0.isEmpty ? "a password is needed" : nil
+            }
+            do {
+                return try await session(client, email: email, password: password)
+            } catch let error as CommandError where invocation.console.isInputTerminal {
+                invocation.console.fail(error.description)
+            }
+        }
+    }
+
+    private static func session(
+        _ client: APIClient, email: String, password: String
+    ) async throws -> String {
+        do {
+            let login = try await client.post(
+                "users/login", .record(["email": .string(email), "password": .string(password)]))
+            return login["session_token"].text
+        } catch let error as APIError where error.status == 401 {
+            // Without the advice to log in.
+            throw CommandError(error.message)
         }
     }
 

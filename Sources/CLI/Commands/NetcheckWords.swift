@@ -17,8 +17,9 @@ enum NetcheckWords {
     struct Findings {
         var stun = STUNProbe.Outcome()
         var router = RouterProbe.Outcome()
-        /// STUN servers in the map.
+        /// STUN servers in the map, and hosts that they are on.
         var servers = 0
+        var hosts = 0
         var regions: [Region] = []
         var narrow: [(name: String, mtu: Int)] = []
     }
@@ -38,7 +39,7 @@ enum NetcheckWords {
             return ["⚠ \(sentence(reason.words)) (\(reason.rawValue)). \(reason.advice)"]
         }
         guard stun.v4 != nil || stun.v6 != nil else {
-            let reason = PathReason.udpBlocked
+            let reason = findings.hosts == 1 ? PathReason.stunSilent : .udpBlocked
             return ["✘ \(sentence(reason.words)) (\(reason.rawValue)). \(reason.advice)"]
         }
         var lines: [String] = []
@@ -99,7 +100,7 @@ enum NetcheckWords {
         }
     }
 
-    private static func sentence(_ words: String) -> String {
+    static func sentence(_ words: String) -> String {
         words.prefix(1).uppercased() + words.dropFirst()
     }
 }

@@ -34,8 +34,9 @@ enum PingCommand {
         let workspace = try await client.workspace(name)
         let agent = try workspace.agent(named: name.agent)
         guard agent.status == "connected" else {
-            throw CommandError(
-                "the agent of the workspace \"\(workspace.name)\" is not connected (\(agent.status))")
+            let why = "the agent of the workspace \"\(workspace.name)\" is not connected (\(agent.status))"
+            guard invocation.values.bool("explain") else { throw CommandError(why) }
+            return try PingExplanation.unreachable(invocation, workspace.name, why)
         }
         let link = try await AgentLink.open(invocation, client, agent)
         if invocation.values.bool("explain") { return try await explain(invocation, link, workspace.name) }
@@ -94,7 +95,7 @@ enum PingCommand {
             tally.numbers.withLock { $0.sent += 1 }
             do {
                 let timeout = values.duration("timeout") ?? .seconds(5)
-                let result = try await limited(to: timeout) { try await link.node.ping(link.peer) }
+                let result = try await link.ping(within: timeout)
                 report(result, invocation, link, name, tally, began)
             } catch is CancellationError {
                 throw CancellationError()
@@ -105,22 +106,6 @@ enum PingCommand {
             } catch {
                 invocation.console.say("ping to \"\(name)\" failed \(error)")
             }
-        }
-    }
-
-    /// The result of `body`, or `NodeError.timedOut`.
-    private static func limited(
-        to timeout: Duration, _ body: @escaping @Sendable () async throws -> PingResult
-    ) async throws -> PingResult {
-        try await withThrowingTaskGroup(of: PingResult.self) { group in
-            group.addTask { try await body() }
-            group.addTask {
-                try await Task.sleep(for: timeout)
-                throw NodeError.timedOut
-            }
-            defer { group.cancelAll() }
-            guard let result = try await group.next() else { throw NodeError.timedOut }
-            return result
         }
     }
 
@@ -170,17 +155,34 @@ enum PingCommand {
             console.note("✘ have not received remote agent data from the Coder networking coordinator")
             return
         }
-        console.note("✔ sent local data to Coder networking coordinator")
+        let hasSent = own.homeRegion != 0 || !own.endpoints.isEmpty
+        console.note(
+            hasSent
+                ? "✔ sent local data to Coder networking coordinator"
+                : "✘ have not sent local data to Coder networking coordinator")
         console.note("✔ received remote agent data from Coder networking coordinator")
         console.note("    preferred DERP region: \(region(peer.homeRegion))")
+        let endpoints = try await link.node.explain(link.peer).candidates
+            .filter { $0.sources.contains(.nodeList) || $0.sources.contains(.callMeMaybe) }
+        console.note("    endpoints: \(endpoints.map(\.address.description).joined(separator: ", "))")
         if let since = peer.sinceHandshake {
             let mark = since > .seconds(300) ? "⚠" : "✔"
             console.note("\(mark) Wireguard handshake \(milliseconds(since.inSeconds)) ago")
         } else {
             console.note("✘ Wireguard is not connected")
         }
-        if invocation.values.bool("disable-direct-connections") {
-            console.note("❗ Direct connections are disabled locally, by `--disable-direct-connections`")
+        try await hints(link, invocation)
+    }
+
+    /// What is known already to stand in the way of a direct path. The path itself may only be found later.
+    private static func hints(_ link: AgentLink, _ invocation: Invocation) async throws {
+        let explanation = try await link.node.explain(link.peer)
+        guard explanation.outcome != .direct || invocation.values.bool("verbose") else { return }
+        for line in PingHints.lines(
+            explanation.reason, isDisabledHere: invocation.values.bool("disable-direct-connections"),
+            narrow: NetworkInterface.narrow())
+        {
+            invocation.console.note(line)
         }
     }
 
@@ -195,6 +197,13 @@ enum PingCommand {
                 "✔ You are connected directly (p2p)" + (isPrivate ? ", over a private network" : ""))
         } else if !numbers.latencies.isEmpty {
             invocation.console.note("❗ You are connected via a DERP relay, not directly (p2p)")
+            do {
+                if let reason = try await link.node.explain(link.peer).reason {
+                    invocation.console.note("    \(PingHints.sentence(reason))")
+                }
+            } catch {
+                invocation.console.note("    The reason is not known: \(error)")
+            }
         }
         let all = numbers.latencies
         let mean = all.isEmpty ? 0 : all.reduce(0, +) / Double(all.count)

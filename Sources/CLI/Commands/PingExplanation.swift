@@ -23,17 +23,61 @@ enum PingExplanation {
         do {
             explanation = try await link.node.explain(link.peer)
         } catch NodeError.unknownPeer {
-            throw CommandError(
+            return try unreachable(
+                invocation, name,
                 "the coordinator has not told this side about the agent: it may be starting, or not connected"
             )
         }
-        if !isReached, explanation.outcome == .relayed { explanation.outcome = .unreachable }
+        if !isReached { explanation.noteSilentTunnel() }
+        if isReached, explanation.outcome == .relayed, let peer = await peerNetwork(link) {
+            explanation.refine(peer)
+        }
         let isJSON = invocation.values.string("output") == "json"
         invocation.console.out(
             isJSON
                 ? json(explanation, name, link.regionNames).pretty + "\n"
                 : text(explanation, name, link.regionNames))
         return explanation.outcome.exitStatus
+    }
+
+    /// The agent cannot even be asked for. As text that is an error like any other.
+    static func unreachable(_ invocation: Invocation, _ name: String, _ why: String) throws -> Int32 {
+        guard invocation.values.string("output") == "json" else { throw CommandError(why) }
+        let reason = PathReason.peerSilent
+        invocation.console.out(
+            JSON.record([
+                "workspace": .string(name),
+                "outcome": .string(PathExplanation.Outcome.unreachable.rawValue), "direct": .null,
+                "rtt_ms": .null, "relay": .null, "reason": .string(reason.rawValue),
+                "explanation": .string(why), "advice": .string(reason.advice),
+                "since_call_me_maybe_seconds": .null, "peer_network": .null,
+                "own_endpoints": .array([]), "candidates": .array([]),
+            ]).pretty + "\n")
+        return PathExplanation.Outcome.unreachable.exitStatus
+    }
+
+    /// What the agent knows of its own network. Agents that do not say, or not soon, are no error.
+    private static func peerNetwork(_ link: AgentLink) async -> PathExplanation.PeerNetwork? {
+        let answer = Task {
+            try await AgentAPI.get("/api/v0/netcheck", node: link.node, address: link.address)
+        }
+        let patience = Task {
+            try await Task.sleep(for: .seconds(3))
+            answer.cancel()
+        }
+        defer { patience.cancel() }
+        do {
+            let report = try await answer.value["net_info"]
+            guard case .bool(let blocks) = report["DirectBlocked"] else { return nil }
+            func flag(_ name: String) -> Bool? {
+                if case .bool(let flag) = report[name] { flag } else { nil }
+            }
+            return PathExplanation.PeerNetwork(
+                hasUDP: flag("WorkingUDP"), mappingVaries: flag("MappingVariesByDestIP"), blocksDirect: blocks
+            )
+        } catch {
+            return nil
+        }
     }
 
     /// Pings until the path is direct, or for four seconds: what was not tried cannot be explained.
@@ -68,6 +112,7 @@ enum PingExplanation {
             lines.append("  reason  \(reason.rawValue): \(reason.words)")
             lines.append("  advice  \(reason.advice)")
         }
+        if let peer = explanation.peerNetwork { lines.append("  agent   \(words(peer))") }
         let own = explanation.ownEndpoints.map(\.description)
         lines.append("  offered \(own.isEmpty ? "no address of this side" : own.joined(separator: ", "))")
         guard !explanation.candidates.isEmpty else {
@@ -84,6 +129,21 @@ enum PingExplanation {
         }
         return lines.joined(separator: "\n") + "\n\n"
             + Table.text(names: columns, columns: columns, rows: rows)
+    }
+
+    private static func words(_ peer: PathExplanation.PeerNetwork) -> String {
+        var parts = [
+            peer.hasUDP.map { $0 ? "UDP leaves its network" : "no STUN server answers it" }
+                ?? "it knows no STUN server"
+        ]
+        if let varies = peer.mappingVaries {
+            parts.append(
+                varies
+                    ? "its NAT uses another port for each destination"
+                    : "its NAT uses one port for all destinations")
+        }
+        if peer.blocksDirect { parts.append("direct connections are switched off there") }
+        return parts.joined(separator: "; ")
     }
 
     private static func headline(
@@ -143,6 +203,13 @@ enum PingExplanation {
             "explanation": explanation.reason.map { .string($0.words) } ?? .null,
             "advice": explanation.advice.map { .string($0) } ?? .null,
             "since_call_me_maybe_seconds": seconds(explanation.sinceCallMeMaybe),
+            "peer_network": explanation.peerNetwork.map { peer in
+                func flag(_ value: Bool?) -> JSON { value.map { .bool($0) } ?? .null }
+                return .record([
+                    "udp": flag(peer.hasUDP), "mapping_varies": flag(peer.mappingVaries),
+                    "direct_blocked": .bool(peer.blocksDirect),
+                ])
+            } ?? .null,
             "own_endpoints": .array(explanation.ownEndpoints.map { .string($0.description) }),
             "candidates": .array(candidates),
         ])

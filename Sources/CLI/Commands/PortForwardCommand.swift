@@ -14,12 +14,15 @@ enum PortForwardCommand {
               coder port-forward dev --tcp 8080
               coder port-forward dev --tcp 0.0.0.0:8080:80 --udp 5353:53
               coder port-forward dev --tcp 9000-9010:8000-8010,[::1]:22
+            With --tcp either side may be a unix socket, by its absolute path:
+              coder port-forward dev --tcp /tmp/docker.sock:/var/run/docker.sock
+              coder port-forward dev --tcp 8080:/run/app.sock,/tmp/web.sock:80
             """,
         arguments: .exactly(1),
         options: [
             CommandOption(
                 "tcp", short: "p", env: "CODER_PORT_FORWARD_TCP", .stringArray,
-                help: "TCP ports to forward; repeatable."),
+                help: "TCP ports or unix sockets to forward; repeatable."),
             CommandOption(
                 "udp", env: "CODER_PORT_FORWARD_UDP", .stringArray, help: "UDP ports to forward; repeatable."),
             CommandOption(
@@ -37,18 +40,30 @@ enum PortForwardCommand {
         let (workspace, agent) = try await finder.find(
             WorkspaceName(invocation.words[0]), autostart: !values.bool("disable-autostart"))
         try await finder.waitUntilReady(agent, wait: "no")
+        DescriptorLimit.raise()
         let listeners = try PortListeners(forwards, invocation.console)
-        let link = try await AgentLink.open(invocation, client, agent)
+        let link: AgentLink
+        do {
+            link = try await AgentLink.open(invocation, client, agent)
+        } catch {
+            listeners.closeAll()
+            throw error
+        }
         let usage = Usage.report(client, workspace, nil, app: "ssh")
         defer { usage.cancel() }
         do {
+            let forwarder = try PortForwarder(listeners, link, invocation.console)
             let signal = try await untilStopped {
-                try await link.reach(agent.name, invocation.console)
-                let forwarder = try PortForwarder(listeners, link, invocation.console)
+                do {
+                    try await link.reach(agent.name, invocation.console)
+                } catch {
+                    listeners.closeAll()
+                    throw error
+                }
                 invocation.console.note("Ready!")
                 // Most of the code that was touched so far is not needed again.
                 ProgramMemory.releaseFree()
-                await forwarder.run()
+                try await forward(forwarder, workspace, client, link, invocation.console)
             }
             if signal != nil {
                 invocation.console.note("\nReceived signal, closing all listeners and active connections")
@@ -60,37 +75,18 @@ enum PortForwardCommand {
             throw error
         }
     }
-}
 
-/// Bound sockets of all forwards, opened before anything else so that a taken port is told at once.
-struct PortListeners: Sendable {
-    struct Listener: Sendable {
-        var forward: PortForward
-        var number: Int32
-    }
-
-    private(set) var all: [Listener] = []
-
-    init(_ forwards: [PortForward], _ console: Console) throws {
-        for forward in forwards {
-            let addresses =
-                forward.address.map { [$0] } ?? [IPAddress(high: 0, low: 1), IPAddress(v4: 0x7f00_0001)]
-            for address in addresses {
-                let local = SocketAddress(address, port: forward.local)
-                let name = "\(forward.network.rawValue)://\(local)"
-                do {
-                    all.append(
-                        Listener(forward: forward, number: try LocalSocket.listen(forward.network, local)))
-                } catch {
-                    // IPv6 loopback is tried only: containers often have none.
-                    if forward.address == nil, !address.isV4 { continue }
-                    all.forEach { close($0.number) }
-                    throw CommandError("cannot listen on \(name): \(String(cString: strerror(error.code)))")
-                }
-                console.note(
-                    "Forwarding '\(name)' locally to '\(forward.network.rawValue)://127.0.0.1:\(forward.remote)'"
-                        + " in the workspace")
-            }
+    /// Forwards until the task is cancelled or the workspace ends, and tells when it is out of reach.
+    private static func forward(
+        _ forwarder: PortForwarder, _ workspace: Workspace, _ client: APIClient, _ link: AgentLink,
+        _ console: Console
+    ) async throws {
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            group.addTask { await forwarder.run() }
+            group.addTask { throw CommandError(try await WorkspaceWatch.waitForEnd(of: workspace, client)) }
+            group.addTask { try await PeerWatch.run(link, LossNotice(console)) }
+            try await group.next()
+            group.cancelAll()
         }
     }
 }

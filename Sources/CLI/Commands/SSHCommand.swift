@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Glibc
 internal import HTTPTransport
-internal import LinuxIO
-internal import Mesh
 
 /// `coder ssh`.
 enum SSHCommand {
@@ -35,10 +32,10 @@ enum SSHCommand {
                 help: "Offer your ssh-agent to the workspace."),
             CommandOption(
                 "identity-agent", env: "CODER_SSH_IDENTITY_AGENT",
-                help: "Socket of the ssh-agent to offer, instead of $SSH_AUTH_SOCK. Implies --forward-agent."),
+                help: "Socket of the ssh-agent to offer with --forward-agent, instead of $SSH_AUTH_SOCK."),
             CommandOption(
-                "forward-gpg", short: "G", env: "CODER_SSH_FORWARD_GPG", .bool, hidden: true,
-                help: "Offer your gpg-agent to the workspace. Not available yet."),
+                "forward-gpg", short: "G", env: "CODER_SSH_FORWARD_GPG", .bool,
+                help: "Offer your gpg-agent to the workspace, and import your public keys there."),
             CommandOption(
                 "remote-forward", short: "R", env: "CODER_SSH_REMOTE_FORWARD", .stringArray,
                 help:
@@ -89,8 +86,7 @@ enum SSHCommand {
             host: invocation.words[0], prefix: values.string("ssh-host-prefix"),
             suffix: values.string("hostname-suffix"))
         for (option, what) in [
-            ("forward-gpg", "forwarding of gpg-agent"), ("container", "sessions in containers"),
-            ("container-user", "sessions in containers"),
+            ("container", "sessions in containers"), ("container-user", "sessions in containers"),
         ] where values.source(option) > .default {
             throw CommandError("--\(option): \(what) is not available in this version")
         }
@@ -104,8 +100,9 @@ enum SSHCommand {
         guard plan.request.remoteForwards.isEmpty || !plan.isStdio else {
             throw CommandError("--remote-forward does not go with --stdio: let ssh forward (ssh -R)")
         }
-        let identity = values.string("identity-agent")
-        if values.bool("forward-agent") || !identity.isEmpty {
+        plan.forwardsGPG = values.bool("forward-gpg")
+        if values.bool("forward-agent") {
+            let identity = values.string("identity-agent")
             let socket = identity.isEmpty ? invocation.environment["SSH_AUTH_SOCK"] ?? "" : identity
             if !socket.isEmpty { plan.request.agentSocket = socket }
         }
@@ -156,119 +153,7 @@ enum VSCodeSSHCommand {
         plan.waitPolicy = values.string("wait")
         plan.usageApp = "vscode"
         plan.logName = "\(parentProcess()).log"
-        let client = invocation.client(url: url, token: token)
+        let client = try invocation.client(url: url, token: token)
         return try await SSHRun(invocation: invocation, client: client, plan: plan).run()
-    }
-}
-
-/// Finds the agent that a name means, starts a stopped workspace, and waits for agents that are not there yet.
-struct AgentFinder {
-    let invocation: Invocation
-    let client: APIClient
-
-    func find(_ name: WorkspaceName, autostart: Bool) async throws -> (Workspace, WorkspaceAgent) {
-        var workspace = try await client.workspace(name)
-        if workspace.build["transition"].text != "start" {
-            workspace = try await start(workspace, autostart: autostart)
-        }
-        return (workspace, try workspace.agent(named: name.agent))
-    }
-
-    private func start(_ workspace: Workspace, autostart: Bool) async throws -> Workspace {
-        guard autostart else {
-            throw CommandError("the workspace \"\(workspace.name)\" is not running, and is not to be started")
-        }
-        guard workspace.build["transition"].text != "delete" else {
-            throw CommandError("the workspace \"\(workspace.name)\" is deleted")
-        }
-        guard workspace.build["status"].text == "stopped" else {
-            throw CommandError("the workspace \"\(workspace.name)\" is \(workspace.build["status"].text)")
-        }
-        invocation.console.note("The workspace was stopped; it is started now...")
-        let build = try await client.post(
-            "workspaces/\(workspace.id)/builds",
-            .record(["transition": .string("start"), "reason": .string("ssh_connection")]))
-        try await BuildWaiter(client: client, console: invocation.console).wait(for: build)
-        return Workspace(json: try await client.get("workspaces/\(workspace.id)"))
-    }
-
-    /// Waits with a visible line while the agent is not connected, or its scripts run and the login is to wait.
-    func waitUntilReady(_ agent: WorkspaceAgent, wait policy: String) async throws {
-        var agent = agent
-        var stage: Stage?
-        let console = invocation.console
-        let waits = policy == "yes" || policy == "auto" && agent.blocksLogin
-        let began = Timestamp.now
-        while true {
-            let next = try problem(of: agent, waits: waits, console)
-            if next != stage?.name {
-                stage?.end(console)
-                stage = next.map { Stage($0, console) }
-                if next == Self.connecting, agent.status == "timeout" {
-                    console.note(
-                        "The agent has trouble connecting. Is it running? See its log on the workspace's machine."
-                    )
-                }
-            }
-            guard next != nil else { return }
-            try await Task.sleep(for: period(began.age))
-            agent = WorkspaceAgent(json: try await client.get("workspaceagents/\(agent.id)"))
-        }
-    }
-
-    private static let connecting = "Waiting for the workspace agent to connect"
-
-    private func problem(of agent: WorkspaceAgent, waits: Bool, _ console: Console) throws -> String? {
-        switch agent.status {
-        case "connecting", "timeout": return Self.connecting
-        case "disconnected": return "The workspace agent lost connection; waiting for it to come back"
-        default: break
-        }
-        switch agent.lifecycle {
-        case "created", "starting":
-            return waits ? "Running workspace agent startup scripts (--wait=no goes on without them)" : nil
-        case "start_timeout", "start_error":
-            console.note("Warning: the startup scripts of the workspace failed or took too long.")
-            return nil
-        case "shutting_down", "shutdown_timeout", "shutdown_error", "off":
-            throw CommandError("the workspace is shutting down")
-        default: return nil
-        }
-    }
-
-    /// 500 ms at first, longer for those who wait for long.
-    private func period(_ age: Duration) -> Duration {
-        switch age.components.seconds {
-        case ..<60: return .milliseconds(500)
-        case ..<120: return .seconds(1)
-        case ..<300: return .seconds(2)
-        case ..<600: return .seconds(4)
-        default: return .seconds(8)
-        }
-    }
-}
-
-/// Tells the server each minute that the workspace is in use.
-enum Usage {
-    static func report(
-        _ client: APIClient, _ workspace: Workspace, _ agent: WorkspaceAgent?, app: String
-    ) -> Task<Void, Never> {
-        let body = agent.map { agent -> JSON in
-            let known = ["vscode", "jetbrains"].contains(app) ? app : "ssh"
-            return .record(["agent_id": .string(agent.id), "app_name": .string(known)])
-        }
-        let route = "workspaces/\(workspace.id)/usage"
-        return Task {
-            guard app != "disable" else { return }
-            do {
-                while !Task.isCancelled {
-                    _ = try await client.raw("POST", route, [], body)
-                    try await Task.sleep(for: .seconds(60))
-                }
-            } catch {
-                // Only a courtesy: a server that restarts must not disturb the session.
-                if client.isVerbose { client.console.note("usage report: \(error)") }
-            }
-        }
     }
 }

@@ -4,6 +4,7 @@ internal import Glibc
 internal import HTTPTransport
 internal import LinuxIO
 internal import Logging
+internal import Tailnet
 
 /// What one `coder ssh` is to do.
 struct SSHPlan: Sendable {
@@ -13,6 +14,8 @@ struct SSHPlan: Sendable {
     var startsWorkspace = false
     var waitPolicy = "auto"
     var usageApp = ""
+    /// Whether the workspace may use the user's gpg-agent.
+    var forwardsGPG = false
     /// Words of the command; empty for a shell.
     var words: [String] = []
     var request = SSHSessionRequest(command: nil, wantsTerminal: false)
@@ -35,6 +38,7 @@ struct SSHRun: Sendable {
 
     func run() async throws -> Int32 {
         let logger = try SSHLog.logger(invocation, plan)
+        let client = client.logging(to: logger)
         let finder = AgentFinder(invocation: invocation, client: client)
         // What the server says about relays does not depend on the agent: it is asked for meanwhile.
         async let relays = client.get("workspaceagents/connection")
@@ -49,12 +53,18 @@ struct SSHRun: Sendable {
             invocation, client, agent, connection: try await relays, logger: logger)
         let usage = Usage.report(client, workspace, agent, app: plan.usageApp)
         defer { usage.cancel() }
+        let paths = logger.map { SSHLog.follow(link, $0) }
+        defer { paths?.cancel() }
         do {
             try await link.reach(agent.name, console)
             let information = NetworkInformation.write(invocation.values, link)
             defer { information?.cancel() }
-            return plan.isStdio ? try await carry(link) : try await session(link)
+            let watch = ReturnWatch(client, workspace)
+            let status = plan.isStdio ? try await carry(link, watch) : try await session(link, watch)
+            logger?.info("ended", metadata: ["status": "\(status)"])
+            return status
         } catch {
+            logger?.error("ended", metadata: ["error": "\(error)"])
             await link.close()
             throw error
         }
@@ -63,18 +73,25 @@ struct SSHRun: Sendable {
     // MARK: Raw bytes
 
     /// `--stdio`.
-    private func carry(_ link: AgentLink) async throws -> Int32 {
-        // The numbers 0 and 1 stay open for the rest of the program.
+    private func carry(_ link: AgentLink, _ watch: ReturnWatch) async throws -> Int32 {
         let input = fcntl(0, F_DUPFD_CLOEXEC, 3)
         let output = fcntl(1, F_DUPFD_CLOEXEC, 3)
         guard input >= 0, output >= 0 else { throw CommandError("standard input or output is closed") }
-        let notice = LossNotice(console, isScreen: false)
-        let stream = try await link.stream(to: 1, local: [input, output]) { notice.show($0) }
+        try Self.giveUpStandardStreams()
+        let notice = LossNotice(console)
+        let (lastWords, heard) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
+        let stream = try await link.stream(to: 1, local: [input, output]) { status in
+            notice.show(status)
+            watch.show(status)
+            if status == .peerFinished { heard.yield() }
+        }
+        watch.guards(stream)
         let signal = try await untilStopped {
             try await withThrowingTaskGroup(of: Void.self) { group in
                 group.addTask {
                     try await withTaskCancellationHandler {
-                        if let reason = await stream.ended() {
+                        let failure = await stream.ended()
+                        if let reason = watch.reason ?? failure {
                             throw CommandError("connection lost: \(reason)")
                         }
                     } onCancel: {
@@ -82,6 +99,11 @@ struct SSHRun: Sendable {
                     }
                 }
                 group.addTask { try await watchParent() }
+                group.addTask {
+                    // ssh has been told the end, and has a moment to end its side.
+                    for await _ in lastWords { return try await Task.sleep(for: .seconds(5)) }
+                    try Task.checkCancellation()
+                }
                 try await group.next()
                 group.cancelAll()
                 do { try await group.waitForAll() } catch is CancellationError { return }
@@ -89,6 +111,16 @@ struct SSHRun: Sendable {
         }
         await link.close(settling: stream)
         return signal == nil ? 0 : 1
+    }
+
+    /// Numbers 0 and 1 become `/dev/null`: so that the stream alone holds the pipes, and closing its end is seen by
+    /// ssh; and so that nothing else is ever written between the bytes.
+    private static func giveUpStandardStreams() throws {
+        let null = open("/dev/null", O_RDWR | O_CLOEXEC)
+        guard null >= 0, dup2(null, 0) == 0, dup2(null, 1) == 1 else {
+            throw SystemError(call: "dup2 /dev/null")
+        }
+        close(null)
     }
 
     /// Returns when the ssh that runs this program is gone without having closed its pipes: looked at each 10 s.
@@ -107,7 +139,7 @@ struct SSHRun: Sendable {
 
     // MARK: A session
 
-    private func session(_ link: AgentLink) async throws -> Int32 {
+    private func session(_ link: AgentLink, _ watch: ReturnWatch) async throws -> Int32 {
         let command = plan.words.isEmpty ? nil : plan.words.joined(separator: " ")
         var request = plan.request
         request.command = command
@@ -118,10 +150,22 @@ struct SSHRun: Sendable {
         if let terminal = invocation.environment["TERM"], !terminal.isEmpty, terminal != "dumb" {
             request.terminal = terminal
         }
+        if plan.forwardsGPG {
+            let forward = GPGForward(link: link, environment: invocation.environment)
+            request.remoteForwards.append(try await forward.prepare())
+        }
         let (mine, theirs) = try Descriptor.socketPair(nonBlocking: true).release()
-        let notice = LossNotice(console, isScreen: request.wantsTerminal)
         let socket = OwnedDescriptor(taking: mine)
-        let stream = try await link.stream(to: 1, local: [theirs]) { notice.show($0) }
+        let wakeUp = try WakeUp()
+        let isScreen = request.wantsTerminal && console.isOutputTerminal
+        let notice = isScreen ? LossNotice(screenOf: wakeUp) : LossNotice(console)
+        if isScreen { request.notice = notice }
+        request.wakeUp = wakeUp
+        let stream = try await link.stream(to: 1, local: [theirs]) { status in
+            notice.show(status)
+            watch.show(status)
+        }
+        watch.guards(stream)
         request.isResumable = stream.isResuming
         let end = try await SSHSession.run(over: socket, request)
         await link.close(settling: stream)
@@ -130,50 +174,10 @@ struct SSHRun: Sendable {
         case .refused(let reason): throw CommandError(reason)
         case .stopped(let signal): return 128 + signal
         case .lost(let reason):
-            let cause = await stream.ended() ?? reason
+            let ended = await stream.ended()
+            let cause = watch.reason ?? ended ?? reason
             console.fail("connection lost: \(cause)")
             return 255
         }
-    }
-}
-
-/// `--log-dir`: a file of its own for each connection, which editors show when something is wrong.
-enum SSHLog {
-    static func logger(_ invocation: Invocation, _ plan: SSHPlan) throws -> Logger? {
-        let directory = invocation.values.string("log-dir")
-        guard !directory.isEmpty else { return nil }
-        try makeDirectories(directory, mode: 0o700)
-        var generator = SystemRandomNumberGenerator()
-        let letters = String(
-            (0..<5).map { _ in "abcdefghijklmnopqrstuvwxyz".randomElement(using: &generator) ?? "a" })
-        let parent = plan.isStdio ? "-\(parentProcess())" : ""
-        let name = plan.logName ?? "coder-ssh-\(Timestamp.now.fileStamp)-\(letters)\(parent).log"
-        let path = "\(directory)/\(name)"
-        let flags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | (plan.logName == nil ? O_EXCL : 0)
-        let number = open(path, flags, 0o600)
-        guard number >= 0 else {
-            throw CommandError("cannot write \(path): \(String(cString: strerror(errno)))")
-        }
-        let level: Logger.Level = invocation.values.bool("verbose") ? .debug : .info
-        return Logger(label: "coder") { _ in FileLog(number: number, logLevel: level) }
-    }
-}
-
-/// Lines for people, appended to a file that stays open until the program ends.
-private struct FileLog: LogHandler {
-    let number: Int32
-    var logLevel: Logger.Level
-    var metadata: Logger.Metadata = [:]
-
-    subscript(metadataKey key: String) -> Logger.Metadata.Value? {
-        get { metadata[key] }
-        set { metadata[key] = newValue }
-    }
-
-    func log(event: LogEvent) {
-        let fields = metadata.merging(event.metadata ?? [:]) { _, new in new }
-        let details = fields.sorted { $0.key < $1.key }.map { " \($0.key)=\($0.value)" }.joined()
-        let line = Array("\(Timestamp.now.text()) [\(event.level)] \(event.message)\(details)\n".utf8)
-        _ = line.withUnsafeBytes { write(number, $0.baseAddress, $0.count) }
     }
 }

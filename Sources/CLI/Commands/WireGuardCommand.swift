@@ -3,6 +3,7 @@
 internal import Glibc
 internal import LinuxIO
 internal import Mesh
+internal import Synchronization
 
 /// `coder wireguard`: an interface for `wg` and `wg-quick`, in the place of the kernel's module or `wireguard-go`.
 enum WireGuardCommand {
@@ -17,7 +18,8 @@ enum WireGuardCommand {
         summary: "Run a WireGuard interface in user space, configured with wg and wg-quick.",
         details: """
             Creates the interface and /var/run/wireguard/<interface>.sock, then goes to the background. \
-            It ends when the interface or the socket is removed, or by a signal.
+            It ends when the interface or the socket is removed, or by a signal. \
+            SIGUSR1 writes what was counted to the log.
 
             With wg-quick: WG_QUICK_USERSPACE_IMPLEMENTATION=coder-wireguard wg-quick up <interface>
             """,
@@ -28,11 +30,16 @@ enum WireGuardCommand {
             CommandOption(
                 "log-level", env: "LOG_LEVEL", default: "error",
                 help:
-                    "verbose (or debug), error, or silent; verbose also names missing features of the kernel."
+                    "verbose (or debug), error, or silent. Error names missing features of the kernel, too."
             ),
             CommandOption(
                 "log-file", env: "CODER_WIREGUARD_LOG_FILE",
-                help: "File for the log, appended. Default: standard error while in the foreground."),
+                help:
+                    "File for the log, appended. Default: standard error while in the foreground, else syslog."
+            ),
+            CommandOption(
+                "aead", env: "CODER_WIREGUARD_AEAD", hidden: true,
+                help: "Who encrypts packets: avx512, boringssl or sodium. Default: the fastest."),
         ], run: run)
 
     @Sendable static func run(_ invocation: Invocation) async throws -> Int32 {
@@ -62,7 +69,11 @@ enum WireGuardCommand {
         let log = try TunnelLog(invocation)
         let (ends, end) = AsyncStream.makeStream(of: String.self, bufferingPolicy: .bufferingOldest(1))
         var options = WireGuardTunnel.Options()
-        options.log = { log.detail($0) }
+        let backEnd = invocation.values.string("aead")
+        if !backEnd.isEmpty, !options.choose(backEnd: backEnd) {
+            throw CommandError("\"\(backEnd)\" does not encrypt on this machine")
+        }
+        options.log = { log.write($0, $1) }
         options.ended = { end.yield("the interface was deleted") }
         let tunnel: WireGuardTunnel
         do {
@@ -79,28 +90,40 @@ enum WireGuardCommand {
             tunnel.close()
             throw CommandError("the socket of \(name) could not be made: \(reason(error))")
         }
-        log.detail("\(tunnel.name) is ready")
-        if isChild { announce(keepsErrors: log.usesStandardError) }
+        log.write(.detail, "\(tunnel.name) is ready")
+        if isChild {
+            announce(keepsErrors: log.usesStandardError)
+            log.detach()
+        }
         // Most of the code that was touched so far is not needed again.
         ProgramMemory.releaseFree()
-        let signal = try await untilStopped {
+        let tell: @Sendable () -> Void = { log.write(.notice, tunnel.describeCounters() ?? "has ended") }
+        let signal = try await untilStopped(noticing: [SIGUSR1: tell]) {
             for await why in ends {
-                log.detail(why)
+                log.write(.detail, why)
                 break
             }
         }
-        if let signal { log.detail("signal \(signal)") }
+        if let signal { log.write(.detail, "signal \(signal)") }
+        if let counters = tunnel.describeCounters() { log.write(.detail, counters) }
         server.close()
         tunnel.close()
-        log.detail("stopped")
+        log.write(.detail, "stopped")
         return 0
     }
 
-    /// A listening socket that the parent opened and named by `WG_UAPI_FD`.
-    private static func givenSocket(_ invocation: Invocation) -> OwnedDescriptor? {
-        guard let text = invocation.environment["WG_UAPI_FD"], let number = Int32(text), number > 2,
+    /// Number of a listening socket that the parent opened and named by `WG_UAPI_FD`.
+    private static func givenNumber(_ invocation: Invocation) -> Int32? {
+        // In the background it comes in the place of standard input.
+        let least: Int32 = invocation.environment[childVariable] == "1" ? 0 : 3
+        guard let text = invocation.environment["WG_UAPI_FD"], let number = Int32(text), number >= least,
             Descriptor.kind(number) == .streamSocket
         else { return nil }
+        return number
+    }
+
+    private static func givenSocket(_ invocation: Invocation) -> OwnedDescriptor? {
+        guard let number = givenNumber(invocation) else { return nil }
         return OwnedDescriptor(taking: number)
     }
 
@@ -132,10 +155,12 @@ enum WireGuardCommand {
     private static func detach(_ name: String, _ invocation: Invocation) async throws -> Int32 {
         var environment = invocation.environment
         environment[childVariable] = "1"
-        // Descriptors do not reach the child.
-        environment["WG_UAPI_FD"] = nil
+        // Of descriptors only three reach the child; it has no other use for the first.
+        let listener = givenNumber(invocation)
+        environment["WG_UAPI_FD"] = listener == nil ? nil : "0"
         environment["LOG_LEVEL"] = invocation.values.string("log-level")
         environment["CODER_WIREGUARD_LOG_FILE"] = invocation.values.string("log-file")
+        environment["CODER_WIREGUARD_AEAD"] = invocation.values.string("aead")
         let variables = environment.map { Array("\($0.key)=\($0.value)".utf8) }
         let (reading, writing) = try Descriptor.pipe().release()
         let input = OwnedDescriptor(taking: reading)
@@ -146,7 +171,8 @@ enum WireGuardCommand {
         let child = try LinuxIO.ChildProcess(
             path: Array("/proc/self/exe".utf8),
             arguments: [programName, "-f", name].map { Array($0.utf8) }, environment: variables,
-            directory: Array("/".utf8), streams: .descriptors(nullInput.number, output.number, 2))
+            directory: Array("/".utf8),
+            streams: .descriptors(listener ?? nullInput.number, output.number, 2))
         output.close()
         let isReady = await isReady(input)
         guard isReady else {
@@ -174,16 +200,19 @@ enum WireGuardCommand {
     }
 }
 
-/// Where the interface's log goes: a file, or standard error.
-private struct TunnelLog: Sendable {
+/// Where the interface's log goes: a file, or standard error, or the system's log once that is given up.
+private final class TunnelLog: Sendable {
     private let console: Console
     private let file: Int32?
     private let isVerbose: Bool
+    private let isSilent: Bool
+    private let isDetached = Atomic(false)
 
     init(_ invocation: Invocation) throws {
         console = invocation.console
         let level = invocation.values.string("log-level")
         isVerbose = level == "verbose" || level == "debug"
+        isSilent = level == "silent"
         let path = invocation.values.string("log-file")
         guard !path.isEmpty else {
             file = nil
@@ -198,11 +227,21 @@ private struct TunnelLog: Sendable {
     /// Whether standard error is needed for as long as the program runs.
     var usesStandardError: Bool { file == nil && isVerbose }
 
-    /// A line for those who asked for more.
-    func detail(_ text: String) {
-        guard isVerbose else { return }
+    /// Standard error may be gone from now on.
+    func detach() {
+        if !usesStandardError { isDetached.store(true, ordering: .relaxed) }
+    }
+
+    /// A line: details only for those who asked for more, the rest for all who did not ask for silence.
+    func write(_ importance: WireGuardTunnel.Importance, _ text: String) {
+        guard !isSilent, isVerbose || importance != .detail else { return }
         let line = "\(Timestamp.now.text()) \(text)\n"
-        guard let file else { return console.error(line) }
-        Array(line.utf8).withUnsafeBytes { _ = write(file, $0.baseAddress, $0.count) }
+        if let file {
+            Array(line.utf8).withUnsafeBytes { _ = Glibc.write(file, $0.baseAddress, $0.count) }
+        } else if isDetached.load(ordering: .relaxed) {
+            SystemLog.write(text, isError: importance == .error)
+        } else {
+            console.error(line)
+        }
     }
 }

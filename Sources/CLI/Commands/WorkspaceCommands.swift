@@ -94,12 +94,19 @@ enum ShowCommand {
         let name = try WorkspaceName(invocation.words[0])
         async let buildInfo = client.get("buildinfo")
         let workspace = try await client.workspace(name)
+        var ports: [String: [JSON]] = [:]
+        for agent in workspace.agents where agent.status == "connected" && !agent.hasParent {
+            // Servers that cannot ask the agent say so: then there is nothing to show.
+            let answer = try await client.raw("GET", "workspaceagents/\(agent.id)/listening-ports")
+            if answer.status == 200 { ports[agent.id] = try JSON.parse(answer.body)["ports"].elements }
+        }
         let server = try await buildInfo["version"].text
-        invocation.console.out(tree(workspace, server: server))
+        invocation.console.out(tree(workspace, server: server, ports: ports))
         return 0
     }
 
-    static func tree(_ workspace: Workspace, server: String) -> String {
+    /// `ports`: what programs listen on, by agent.
+    private static func tree(_ workspace: Workspace, server: String, ports: [String: [JSON]]) -> String {
         var rows: [[String]] = []
         let agentCount = workspace.agents.filter { !$0.hasParent }.count
         for resource in workspace.build["resources"].elements where resource["type"].text != "random_string" {
@@ -113,9 +120,20 @@ enum ShowCommand {
                     "\(branch) \(agent.name) (\(system))", status(agent), health(agent),
                     version(agent.json["version"].text, server: server), "coder ssh \(target)",
                 ])
+                rows += openPorts(ports[agent.id] ?? [], below: index == agents.count - 1 ? "   " : "│  ")
             }
         }
         return Table.box(header: ["RESOURCE", "STATUS", "HEALTH", "VERSION", "ACCESS"], rows: rows)
+    }
+
+    private static func openPorts(_ ports: [JSON], below stem: String) -> [[String]] {
+        guard !ports.isEmpty else { return [] }
+        let lines = ports.enumerated().map { index, port in
+            let process = Table.clean(port["process_name"].text)
+            return "\(stem)   \(index == ports.count - 1 ? "└─" : "├─") \(port["port"].int ?? 0)/"
+                + port["network"].text + (process.isEmpty ? "" : " [\(process)]")
+        }
+        return (["\(stem)└─ Open Ports"] + lines).map { [$0, "", "", "", ""] }
     }
 
     private static func status(_ agent: WorkspaceAgent) -> String {
@@ -302,13 +320,11 @@ enum ExternalWorkspacesCommand {
 
     @Sendable static func create(_ invocation: Invocation) async throws -> Int32 {
         let workspace = try await CreateCommand.create(invocation, isExternal: true)
+        let client = try invocation.client()
         invocation.console.note(
-            "The \(workspace.name) workspace has been created at \(Timestamp.now.stamp)!"
-                + " Run these lines on its machine:\n")
-        for agent in workspace.agents {
-            let credentials = try await credentials(invocation, workspace, agent)
-            invocation.console.out(lines(try invocation.deploymentURL(), credentials["agent_token"].text))
-        }
+            "The \(workspace.name) workspace has been created at \(Timestamp.now.stamp)!\n\n"
+                + ExternalAgentHint.preface(client.base))
+        invocation.console.out(try await ExternalAgentHint.allLines(client, workspace))
         return 0
     }
 
@@ -317,7 +333,7 @@ enum ExternalWorkspacesCommand {
         let name = try WorkspaceName(invocation.words[0])
         let workspace = try await client.workspace(name)
         let agent = try workspace.agent(named: name.agent)
-        let credentials = try await credentials(invocation, workspace, agent)
+        let credentials = try await ExternalAgentHint.credentials(client, workspace, agent)
         let token = credentials["agent_token"].text
         if invocation.values.string("output") == "json" {
             let json = JSON.record([
@@ -327,21 +343,9 @@ enum ExternalWorkspacesCommand {
             ])
             invocation.console.say(json.pretty)
         } else {
-            invocation.console.out(lines(client.base, token))
+            invocation.console.note(ExternalAgentHint.preface(client.base))
+            invocation.console.out(ExternalAgentHint.lines(client.base, token))
         }
         return 0
-    }
-
-    private static func credentials(
-        _ invocation: Invocation, _ workspace: Workspace, _ agent: WorkspaceAgent
-    ) async throws -> JSON {
-        try await invocation.client().get(
-            "workspaces/\(workspace.id)/external-agent/\(HTTPURL.encode(agent.name))/credentials")
-    }
-
-    /// The two lines that attach a machine.
-    static func lines(_ url: HTTPURL, _ token: String) -> String {
-        let address = url.path == "/" ? url.origin : "\(url)"
-        return "export CODER_AGENT_URL=\(address) CODER_AGENT_TOKEN=\(token)\ncoder agent\n"
     }
 }

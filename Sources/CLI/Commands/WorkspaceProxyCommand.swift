@@ -33,6 +33,15 @@ enum WorkspaceProxyCommand {
                         Commands.output(["table", "json"]),
                     ], run: list),
                 Command(
+                    name: "edit", usage: "<name|id>", summary: "Change the names or the icon of a relay.",
+                    arguments: .exactly(1),
+                    options: [
+                        CommandOption("name", help: "New name."),
+                        CommandOption("display-name", help: "New name for people."),
+                        CommandOption("icon", help: "URL of a new icon."),
+                        Commands.output(["text", "json"]),
+                    ], run: edit),
+                Command(
                     name: "delete", usage: "<name|id>", summary: "Remove a relay; its token becomes void.",
                     arguments: .exactly(1), options: [Commands.yes], run: delete),
                 Command(
@@ -70,6 +79,32 @@ enum WorkspaceProxyCommand {
             ]
         }
         invocation.show(proxies, names: names, rows: rows, empty: "No relays.")
+        return 0
+    }
+
+    @Sendable static func edit(_ invocation: Invocation) async throws -> Int32 {
+        let values = invocation.values
+        let flags = ["name", "display-name", "icon"]
+        guard flags.contains(where: { !values.string($0).isEmpty }) else {
+            throw CommandError("specify at least one field to update: --name, --display-name or --icon")
+        }
+        let client = try invocation.client()
+        let route = "workspaceproxies/\(HTTPURL.encode(invocation.words[0]))"
+        let proxy = try await client.get(route)
+        func changed(_ flag: String, _ key: String) -> JSON {
+            values.string(flag).isEmpty ? proxy[key] : .string(values.string(flag))
+        }
+        let answer = try await client.patch(
+            route,
+            .record([
+                "id": proxy["id"], "name": changed("name", "name"),
+                "display_name": changed("display-name", "display_name"), "icon": changed("icon", "icon_url"),
+            ]))
+        guard values.string("output") != "json" else {
+            invocation.console.say(answer.pretty)
+            return 0
+        }
+        invocation.console.say("Relay \"\(answer["proxy"]["name"].text)\" updated successfully")
         return 0
     }
 

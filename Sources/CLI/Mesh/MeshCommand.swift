@@ -78,7 +78,7 @@ enum MeshCommand {
         var configuration = file.configuration
         if !configuration.derpMap.relayRegionIDs.isEmpty {
             configuration.relayDialer = RelayConnector(
-                client: invocation.http, forcesWebSockets: file.forcesWebSockets)
+                client: try invocation.http(), forcesWebSockets: file.forcesWebSockets)
         }
         let console = invocation.console
         if invocation.values.bool("verbose") {
@@ -86,7 +86,8 @@ enum MeshCommand {
                 console.note("\(message)" + metadata.map { " \($0.0)=\($0.1)" }.joined())
             }
         }
-        MeshMemory.allowManyDescriptors()
+        // Each connection takes one or two.
+        DescriptorLimit.raise()
         let control = path.isEmpty ? nil : try MeshControl(path: path)
         let node = try Node(configuration)
         node.setPeers(file.peers)

@@ -15,13 +15,4 @@ enum MeshMemory {
         let fields = String(decoding: text.prefix(max(0, count)), as: UTF8.self).split(separator: " ")
         return (fields.count > 1 ? Int(fields[1]) ?? 0 : 0) * Int(sysconf(Int32(_SC_PAGESIZE)))
     }
-
-    /// Lets this process have as many descriptors as it may: each connection takes one or two.
-    static func allowManyDescriptors() {
-        var limit = rlimit()
-        let kind = __rlimit_resource_t(RLIMIT_NOFILE.rawValue)
-        guard getrlimit(kind, &limit) == 0 else { return }
-        limit.rlim_cur = limit.rlim_max
-        _ = setrlimit(kind, &limit)
-    }
 }

@@ -7,7 +7,7 @@ internal import Mesh
 actor MeshRequests {
     static let summary =
         "node, peers [set LIST|add NODE|remove PEER], status, ping PEER [COUNT], explain PEER, "
-        + "reach ADDRESS [SECONDS], "
+        + "record PEER, reach ADDRESS [SECONDS], "
         + "serve KIND PORT, unserve PORT, services, load KIND ADDRESS:PORT [name=value...], "
         + "wait direct|relay PEER [SECONDS], block on|off, link-changed."
 
@@ -42,6 +42,10 @@ actor MeshRequests {
         case ("explain", 1):
             let peer = try await find(words[0])
             return PingExplanation.json(try await node.explain(peer.id), words[0]) { "region \($0)" }
+        case ("record", 1):
+            let peer = try await find(words[0])
+            let found = try await node.recordings().filter { $0.peer == peer.id }
+            return PathRecords.file(try found.map { try PathRecords.entry("node", $0.recording) })
         case ("wait", 2...3): return try await wait(words)
         case ("serve", 2):
             try await services.start(MeshService(kind: words[0], port: Self.number(words[1])))
@@ -211,6 +215,8 @@ enum MeshReport {
                 "repeated_handshakes": .int(counters.repeatedHandshakes),
                 "refused": .int(counters.refused),
             ]),
+            "buffer_bytes": .int(status.bufferBytes),
+            "stack": .object(status.stack.named.map { .init(key: $0.name, value: .int($0.value)) }),
         ])
     }
 

@@ -18,6 +18,10 @@ struct AgentLink: Sendable {
     let regionNames: @Sendable (Int) -> String
     let plainAgent: PlainAgent
     private let tailnet: ClientTailnet
+    private let recordOnSignal: RecordOnSignal
+
+    /// What is recorded of this connection.
+    var records: PathRecords { PathRecords(node: node, address: address, peer: peer) }
 
     /// Joins the mesh, with the tunnel to the agent asked for. `reach` then waits for the agent. `connection` is what
     /// the server says about relays, if it was asked already.
@@ -42,15 +46,20 @@ struct AgentLink: Sendable {
             || invocation.values.bool("disable-direct-connections")
         let names = map.regions.mapValues(\.name)
         let tailnet = try await ClientTailnet.open(configuration)
+        let peer = MeshPeerID(high: id.high, low: id.low)
+        let records = PathRecords(node: tailnet.node, address: tailnet.agentAddress, peer: peer)
         return AgentLink(
-            node: tailnet.node, address: tailnet.agentAddress, peer: MeshPeerID(high: id.high, low: id.low),
+            node: tailnet.node, address: tailnet.agentAddress, peer: peer,
             regionNames: { names[$0] ?? "region \($0)" },
-            plainAgent: PlainAgent(invocation.environment["CODER_NO_RESUME"] == "true"), tailnet: tailnet)
+            plainAgent: PlainAgent(invocation.environment["CODER_NO_RESUME"] == "true"), tailnet: tailnet,
+            recordOnSignal: RecordOnSignal(
+                records, directory: invocation.config.path, invocation.console))
     }
 
     /// Lets `stream` come to its end, says good-bye to the coordinator and ends the node. In this order: the agent
     /// forgets us at the good-bye, and whatever it still has to say with it.
     func close(settling stream: AgentStream? = nil) async {
+        recordOnSignal.stop()
         await stream?.settle(within: .milliseconds(500))
         await tailnet.close()
     }
@@ -78,71 +87,5 @@ struct AgentLink: Sendable {
         case .relay(let region): return "proxied via DERP(\(regionNames(region)))"
         case .none: return "via an unknown path"
         }
-    }
-}
-
-/// The file that editors read to show how good the connection is: `<directory>/<parent pid>.json`.
-enum NetworkInformation {
-    /// Starts writing when the option is given; cancel the task to stop.
-    static func write(_ values: OptionValues, _ link: AgentLink) -> Task<Void, Never>? {
-        let directory = values.string("network-info-dir")
-        guard !directory.isEmpty else { return nil }
-        let interval = values.duration("network-info-interval") ?? .seconds(5)
-        return Task {
-            var last: (sent: UInt64, received: UInt64, at: UInt64)?
-            while !Task.isCancelled {
-                do {
-                    try makeDirectories(directory, mode: 0o700)
-                    let json = try await information(link, &last)
-                    try TextFile.replace(
-                        "\(directory)/\(parentProcess()).json", with: json.compact, mode: 0o600)
-                    try await Task.sleep(for: interval)
-                } catch is CancellationError {
-                    return
-                } catch {
-                    // Tolerated: the session matters more than the file.
-                    do { try await Task.sleep(for: interval) } catch { return }
-                }
-            }
-        }
-    }
-
-    private static func information(
-        _ link: AgentLink, _ last: inout (sent: UInt64, received: UInt64, at: UInt64)?
-    ) async throws -> JSON {
-        let ping = try await link.node.ping(link.peer)
-        let status = try await link.node.status()
-        let peer = status.peers.first { $0.id == link.peer }
-        let now = Clock.monotonicNanoseconds()
-        let sent = peer?.sentBytes ?? 0
-        let received = peer?.receivedBytes ?? 0
-        var rates = (up: 0.0, down: 0.0)
-        if let last, now > last.at {
-            let seconds = Double(now - last.at) / 1e9
-            rates = (
-                Double(sent &- min(sent, last.sent)) / seconds,
-                Double(received &- min(received, last.received)) / seconds
-            )
-        }
-        last = (sent, received, now)
-        var isDirect = false
-        var region = status.ownNode.homeRegion
-        switch ping.path {
-        case .direct: isDirect = true
-        case .relay(let relay): region = relay
-        case .none: break
-        }
-        let latencies = status.ownNode.latencies.keys.sorted().compactMap { key -> JSON.Member? in
-            guard key.hasSuffix("-v4"), let number = Int(key.dropLast(3)),
-                let seconds = status.ownNode.latencies[key]
-            else { return nil }
-            return .init(key: link.regionNames(number), value: .double(seconds * 1_000, digits: 3))
-        }
-        return .record([
-            "p2p": .bool(isDirect), "latency": .double(ping.latency.inSeconds * 1_000, digits: 3),
-            "preferred_derp": .string(link.regionNames(region)), "derp_latency": .object(latencies),
-            "upload_bytes_sec": .int(Int64(rates.up)), "download_bytes_sec": .int(Int64(rates.down)),
-            "using_coder_connect": .bool(false),
-        ])
     }
 }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Glibc
 internal import LinuxIO
 internal import Mesh
 internal import Synchronization
@@ -24,7 +23,7 @@ enum AgentStream: Sendable {
             case .finished, .reset: return nil
             case .forgotten: return "the workspace's agent was restarted, or gave the session up"
             case .abandoned: return "the workspace was out of reach for too long"
-            case .refused, .notResumable: return "the workspace refused it"
+            case .refused, .notResumable, .unanswered, .busy: return "the workspace refused it"
             case .failed(let error): return "\(error)"
             }
         case .plain(let stream):
@@ -79,12 +78,13 @@ extension AgentLink {
         var left = local
         do {
             if !plainAgent.isPlain {
-                if let stream = try await ResumingStream.open(
+                switch try await ResumingStream.open(
                     node, address, port: port, local: local, unused: &left, status: status)
                 {
-                    return .resuming(stream)
+                case .stream(let stream): return .resuming(stream)
+                case .unknown: plainAgent.isPlain = true
+                case .unavailable: break
                 }
-                plainAgent.isPlain = true
             }
         } catch {
             for number in left { OwnedDescriptor(taking: number).close() }
@@ -95,75 +95,5 @@ extension AgentLink {
             try await node.dial(
                 SocketAddress(address, port: port), bridging: OwnedDescriptor(taking: left[0]),
                 writing: writing))
-    }
-}
-
-/// What a person sees while a connection is lost: the first line of the terminal, as prompts are mostly in the last;
-/// or, where there is no terminal, one line when it is lost and one when it is back. Any task may call it.
-final class LossNotice: Sendable {
-    private struct State {
-        var since: UInt64?
-        /// Whether anything was said about it.
-        var isTold = false
-        var ticker: Task<Void, Never>?
-    }
-
-    private let console: Console
-    /// A terminal that a program draws on.
-    private let isScreen: Bool
-    private let state = Mutex(State())
-
-    init(_ console: Console, isScreen: Bool) {
-        self.console = console
-        self.isScreen = isScreen
-    }
-
-    func show(_ status: ResumingStream.Status) {
-        switch status {
-        case .lost:
-            state.withLock { state in
-                guard state.since == nil else { return }
-                state.since = Clock.monotonicNanoseconds()
-                state.ticker = Task { await self.tick() }
-            }
-        case .connected:
-            let lost = state.withLock { state -> UInt64? in
-                state.ticker?.cancel()
-                defer { state = State() }
-                return state.isTold ? state.since : nil
-            }
-            guard let lost else { return }
-            let seconds = Self.seconds(since: lost)
-            if isScreen {
-                draw("connection is back after \(seconds) s", style: "2")
-                // Programs that use the whole screen draw it again: the session forwards this as a change of size.
-                kill(getpid(), SIGWINCH)
-            } else {
-                console.note("connection is back after \(seconds) s")
-            }
-        }
-    }
-
-    /// The first line in this style (`SGR`), and the cursor back where it was.
-    private func draw(_ text: String, style: String) {
-        console.error("\u{1b}7\u{1b}[1;1H\u{1b}[0;\(style)m\(text)\u{1b}[0m\u{1b}[K\u{1b}8")
-    }
-
-    private static func seconds(since begin: UInt64) -> UInt64 {
-        (Clock.monotonicNanoseconds() - begin) / 1_000_000_000
-    }
-
-    private func tick() async {
-        // Most losses are over before anybody noticed.
-        do { try await Task.sleep(for: .milliseconds(500)) } catch { return }
-        while let since = state.withLock({ $0.since }) {
-            state.withLock { $0.isTold = true }
-            let text = "connection lost, waiting \(Self.seconds(since: since)) s…"
-            guard isScreen else {
-                return console.note("connection lost, waiting…")
-            }
-            draw("\(text) (Enter ~. ends it)", style: "7")
-            do { try await Task.sleep(for: .seconds(1)) } catch { return }
-        }
     }
 }

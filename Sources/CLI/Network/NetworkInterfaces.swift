@@ -10,6 +10,14 @@ struct NetworkInterface: Sendable {
     var mtu: Int
     var addresses: [String]
 
+    /// Below this a full-size packet of the mesh does not fit. 1280 + WireGuard, UDP and IPv6 headers.
+    static let mtuFloor = 1_378
+
+    /// Those whose packets are too small for the mesh.
+    static func narrow() -> [(name: String, mtu: Int)] {
+        all().filter { $0.mtu > 0 && $0.mtu < mtuFloor }.map { ($0.name, $0.mtu) }
+    }
+
     static func all() -> [NetworkInterface] {
         var list: UnsafeMutablePointer<ifaddrs>?
         guard getifaddrs(&list) == 0 else { return [] }

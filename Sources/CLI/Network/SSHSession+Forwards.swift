@@ -3,18 +3,30 @@
 internal import LinuxIO
 internal import SSH
 
+/// A forward whose answer is awaited.
+struct AskedForward {
+    var forward: RemoteForward
+    /// Whether the session is of no use without it: its user counts on what the command line asked for.
+    var isVital = true
+    var isCancel = false
+}
+
 // Channels that the workspace opens: the user's ssh-agent, and remote forwards.
 extension SSHSession {
     mutating func askForForwards() {
         for forward in request.remoteForwards where connection.requestGlobal(forward.request) {
-            askedForwards.append(forward)
+            askedForwards.append(AskedForward(forward: forward))
         }
     }
 
-    /// A forward that was asked for and cannot be had ends the session, as its user counts on it.
     mutating func forwardAnswered(_ success: Bool, _ port: UInt32?) {
         guard !askedForwards.isEmpty else { return }
-        var forward = askedForwards.removeFirst()
+        let asked = askedForwards.removeFirst()
+        var forward = asked.forward
+        if asked.isCancel { return tell("Canceled.\n") }
+        guard success || asked.isVital else {
+            return tell("The workspace cannot forward \(forward.description).\n")
+        }
         guard success else {
             end = .refused("the workspace cannot forward \(forward.description): is it in use there?")
             return
@@ -23,6 +35,7 @@ extension SSHSession {
             forward.listener = .port(port)
         }
         forwards.append(forward)
+        if !asked.isVital { tell("Forwarding \(forward.description).\n") }
     }
 
     mutating func open(_ id: ChannelID, _ type: ChannelType) {
@@ -32,7 +45,7 @@ extension SSHSession {
                 let socket = try? StreamSocket.connect(toPath: Array(path.utf8))
             else { return connection.refuse(id, .connectFailed, message: "no agent") }
             connection.accept(id)
-            relays[id] = ClientRelay(id, consume socket, isConnecting: false)
+            relays[id] = ClientRelay(id, consume socket)
         case .forwardedTCPIP(_, let port, _, _): connect(id) { $0 == .port(UInt16(clamping: port)) }
         case .forwardedStreamLocal(let path): connect(id) { $0 == .socket(path.description) }
         default: connection.refuse(id, .administrativelyProhibited)
@@ -43,15 +56,7 @@ extension SSHSession {
         guard let forward = forwards.first(where: { matches($0.listener) }) else {
             return connection.refuse(id, .administrativelyProhibited, message: "not asked for")
         }
-        guard let socket = forward.connect() else {
-            return connection.refuse(id, .connectFailed, message: "nobody listens")
-        }
-        switch forward.target {
-        case .host: relays[id] = ClientRelay(id, consume socket, isConnecting: true)
-        case .socket:
-            connection.accept(id)
-            relays[id] = ClientRelay(id, consume socket, isConnecting: false)
-        }
+        relays[id] = ClientRelay(id, ForwardDial(forward.target, wakeUp: wakeUp))
     }
 
     mutating func settleRelays() {

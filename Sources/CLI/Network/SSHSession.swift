@@ -20,6 +20,10 @@ struct SSHSessionRequest: Sendable {
     var agentSocket: String?
     /// What the workspace should listen on for this side.
     var remoteForwards: [RemoteForward] = []
+    /// Tells about a lost connection on the terminal.
+    var notice: LossNotice?
+    /// Wakes the session up, for the notice.
+    var wakeUp: WakeUp?
     /// Descriptors of this side.
     var input: Int32 = 0
     var output: Int32 = 1
@@ -44,38 +48,52 @@ enum SSHSessionEnd: Sendable, Hashable {
 struct SSHSession: ~Copyable {
     /// A probe after this silence, and the end after four times as long: a dead agent shows within 16 seconds.
     private static let keepaliveNanoseconds: UInt64 = 4_000_000_000
+    /// 2 s for a reader to take what is left of a session that was lost or refused.
+    private static let lastWordsNanoseconds: UInt64 = 2_000_000_000
 
     private let socket: OwnedDescriptor
     let request: SSHSessionRequest
-    private let signals: SignalWatch
+    let signals: SignalWatch
     var connection: ClientConnection
     private(set) var channel: ChannelID?
-    private var output: OutputQueue
-    private var error: OutputQueue
-    private var raw: RawTerminal?
-    private var escape = EscapeFilter()
-    private var isRunning = false
-    private var hasInputEnded = false
+    var output: OutputQueue
+    var error: OutputQueue
+    var raw: RawTerminal?
+    var escape = EscapeFilter()
+    var isRunning = false
+    var hasInputEnded = false
     private var status: Int32?
-    var end: SSHSessionEnd?
+    var end: SSHSessionEnd? {
+        didSet { if oldValue == nil { endedAt = Clock.monotonicNanoseconds() } }
+    }
+    private var endedAt: UInt64 = 0
+    /// A signal or the user ends it, whether or not anybody takes the output.
+    var isStopped = false
+    /// What was typed and has not been sent.
+    var typed: [UInt8] = []
+    private var scanner = TerminalScanner()
+    let wakeUp: WakeUp
     private var isChannelClosed = false
-    private var toldSize: WindowSize?
+    var toldSize: WindowSize?
     /// Channels that the workspace opened.
     var relays: [ChannelID: ClientRelay] = [:]
     /// Forwards whose answer is awaited, oldest first; and those that work, by the port that the workspace chose.
-    var askedForwards: [RemoteForward] = []
+    var askedForwards: [AskedForward] = []
     var forwards: [RemoteForward] = []
+    /// Forwards in the other direction, from the session's own command line.
+    var listeners: [LocalListener] = []
 
     /// Runs a session in a new thread, and waits for its end without holding one of the tasks' threads.
     static func run(
         over socket: consuming OwnedDescriptor, _ request: SSHSessionRequest
     ) async throws -> SSHSessionEnd {
-        let number = socket.release()
+        let wakeUp = try request.wakeUp ?? WakeUp()
         let signals = try SignalWatch([SIGWINCH, SIGINT, SIGTERM, SIGHUP])
+        let number = socket.release()
         return await withCheckedContinuation { continuation in
             do {
                 try DedicatedThread(name: "ssh") {
-                    var session = SSHSession(OwnedDescriptor(taking: number), request, signals)
+                    var session = SSHSession(OwnedDescriptor(taking: number), request, signals, wakeUp)
                     continuation.resume(returning: session.loop())
                 }.detach()
             } catch {
@@ -85,8 +103,12 @@ struct SSHSession: ~Copyable {
         }
     }
 
-    private init(_ socket: consuming OwnedDescriptor, _ request: SSHSessionRequest, _ signals: SignalWatch) {
+    private init(
+        _ socket: consuming OwnedDescriptor, _ request: SSHSessionRequest, _ signals: SignalWatch,
+        _ wakeUp: WakeUp
+    ) {
         self.socket = socket
+        self.wakeUp = wakeUp
         self.request = request
         self.signals = signals
         var generator = SystemRandomNumberGenerator()
@@ -106,13 +128,28 @@ struct SSHSession: ~Copyable {
             try Descriptor.setNonBlocking(socket.number)
             while true {
                 try step()
-                if let end, output.isEmpty && error.isEmpty { return end }
+                if let end, mayLeave(end) { return end }
                 try wait()
             }
         } catch let error as SSHError {
             return end ?? describe(error)
         } catch {
             return end ?? .lost("\(error)")
+        }
+    }
+
+    /// What the workspace said is written first; but only a session that ended by itself waits for a slow reader.
+    private func mayLeave(_ end: SSHSessionEnd) -> Bool {
+        if isStopped || output.isEmpty && error.isEmpty { return true }
+        guard let deadline = leavingDeadline(end) else { return false }
+        return Clock.monotonicNanoseconds() >= deadline
+    }
+
+    private func leavingDeadline(_ end: SSHSessionEnd?) -> UInt64? {
+        switch end {
+        case .exited?, nil: nil
+        case .stopped?: endedAt
+        case .lost?, .refused?: endedAt + Self.lastWordsNanoseconds
         }
     }
 
@@ -140,6 +177,8 @@ struct SSHSession: ~Copyable {
         try connection.handleTimeout(nowNanoseconds: Clock.monotonicNanoseconds())
         while let event = try connection.nextEvent() { handle(event) }
         settleRelays()
+        sendTyped()
+        drawNotice()
         flushSocket()
         if isChannelClosed, end == nil {
             end = status.map { .exited($0) } ?? .lost("the session was closed without an exit status")
@@ -151,9 +190,10 @@ struct SSHSession: ~Copyable {
         case .authenticated:
             channel = connection.earlySession ?? connection.openChannel(.session)
             askForForwards()
-        case .opened(let id): begin(id)
+        case .opened(let id): if id == channel { begin(id) }
         case .openFailed(let id, _, let message) where id == channel:
             end = .refused(message.isEmpty ? "the workspace refused the session" : Table.clean(message))
+        case .openFailed(let id, _, _): relays[id] = nil
         case .data(let id, let stream, _):
             if let relay = relays[id] {
                 relay.received(connection.withData { Array($0) }, &connection)
@@ -199,7 +239,7 @@ struct SSHSession: ~Copyable {
         }
     }
 
-    private func windowSize() -> WindowSize {
+    func windowSize() -> WindowSize {
         guard let size = TerminalSize(descriptor: request.output) ?? TerminalSize(descriptor: request.input)
         else {
             return WindowSize(columns: 128, rows: 128)
@@ -212,7 +252,9 @@ struct SSHSession: ~Copyable {
         // Borrowing the bytes and writing them may not overlap with the queues, which are parts of `self` too.
         let bytes = connection.withData { Array($0) }
         switch stream {
-        case .standard: output.append(bytes)
+        case .standard:
+            if request.notice != nil { scanner.scan(bytes) }
+            output.append(bytes)
         case .error: error.append(bytes)
         }
         release(id)
@@ -226,17 +268,31 @@ struct SSHSession: ~Copyable {
 
     private mutating func flushInput() { hasInputEnded = true }
 
+    /// Between the program's own output; or the notice has to wait.
+    private var isNoticeSafe: Bool { output.isEmpty && scanner.isSafe }
+
+    /// The first line of the terminal tells about a lost connection. When it is back, programs that use the whole
+    /// screen draw it again.
+    private mutating func drawNotice() {
+        guard let notice = request.notice, raw != nil,
+            let text = notice.next(Clock.monotonicNanoseconds(), isSafe: isNoticeSafe)
+        else { return }
+        let words = text.isBack ? text.words : "\(text.words) (Enter ~. ends it)"
+        let line = "\u{1b}7\u{1b}[1;1H\u{1b}[0;\(text.isBack ? 2 : 7)m\(words)\u{1b}[0m\u{1b}[K\u{1b}8"
+        output.appendOwn(Array(line.utf8))
+        if text.isBack { resize() }
+    }
+
     // MARK: Waiting
 
     private mutating func wait() throws {
-        let wantsInput =
-            isRunning && !hasInputEnded && channel.map { connection.writableCount($0) > 0 } == true
         var polls = [
             pollfd(fd: socket.number, events: 0, revents: 0),
             pollfd(fd: signals.number, events: Int16(POLLIN), revents: 0),
             pollfd(fd: wantsInput ? request.input : -1, events: Int16(POLLIN), revents: 0),
             pollfd(fd: output.isEmpty ? -1 : output.number, events: Int16(POLLOUT), revents: 0),
             pollfd(fd: error.isEmpty ? -1 : error.number, events: Int16(POLLOUT), revents: 0),
+            pollfd(fd: wakeUp.number, events: Int16(POLLIN), revents: 0),
         ]
         if connection.wantsInput { polls[0].events |= Int16(POLLIN) }
         if connection.outgoingCount > 0 { polls[0].events |= Int16(POLLOUT) }
@@ -246,23 +302,33 @@ struct SSHSession: ~Copyable {
             polls.append(
                 pollfd(fd: events == 0 ? -1 : relay.number ?? -1, events: events, revents: 0))
         }
+        let listeners = listeners
+        polls += listeners.map { pollfd(fd: $0.number, events: Int16(POLLIN), revents: 0) }
         let count = poll(&polls, nfds_t(polls.count), timeout())
         guard count >= 0 || errno == EINTR else { throw SystemError(call: "poll") }
         guard count > 0 else { return }
         if polls[1].revents != 0 { handleSignals() }
+        if polls[5].revents != 0 { wakeUp.drain() }
         if polls[2].revents != 0 { readInput() }
         if polls[3].revents != 0 { output.flush() }
         if polls[4].revents != 0 { error.flush() }
         if let channel, polls[3].revents != 0 || polls[4].revents != 0 { release(channel) }
         if output.isBroken || error.isBroken, end == nil { end = .stopped(signal: SIGPIPE) }
-        for (index, relay) in behind.enumerated() where polls[5 + index].revents != 0 {
+        for (index, relay) in behind.enumerated() where polls[6 + index].revents != 0 {
             if !relay.ready(&connection) { relays[relay.channel] = nil }
+        }
+        for (listener, poll) in zip(listeners, polls.suffix(listeners.count)) where poll.revents != 0 {
+            accept(listener)
         }
         if polls[0].revents != 0 { try readSocket() }
     }
 
     private func timeout() -> Int32 {
-        guard let deadline = connection.nextDeadlineNanoseconds else { return -1 }
+        let deadlines = [
+            connection.nextDeadlineNanoseconds, leavingDeadline(end),
+            raw == nil ? nil : request.notice?.deadline(isSafe: isNoticeSafe),
+        ]
+        guard let deadline = deadlines.compactMap({ $0 }).min() else { return -1 }
         let now = Clock.monotonicNanoseconds()
         return deadline <= now ? 0 : Int32(clamping: (deadline - now) / 1_000_000 + 1)
     }
@@ -296,90 +362,5 @@ struct SSHSession: ~Copyable {
             guard count > 0 else { return }
             connection.consumeOutgoing(count)
         }
-    }
-
-    // MARK: Input
-
-    private mutating func readInput() {
-        guard let channel else { return }
-        guard raw == nil else { return readTerminal(channel) }
-        let number = request.input
-        var result = 0
-        // One packet at a time, straight from the descriptor into the outgoing buffer.
-        let count = connection.write(channel, upTo: 65_536) { space in
-            result = read(number, space.baseAddress, space.count)
-            return result
-        }
-        if count > 0 { return }
-        if result < 0, errno == EAGAIN || errno == EINTR { return }
-        hasInputEnded = true
-        connection.sendEOF(channel)
-    }
-
-    private mutating func readTerminal(_ channel: ChannelID) {
-        var buffer = [UInt8](repeating: 0, count: 4_096)
-        let limit = min(buffer.count, connection.writableCount(channel))
-        let count = read(request.input, &buffer, limit)
-        if count < 0, errno == EAGAIN || errno == EINTR { return }
-        guard count > 0 else {
-            hasInputEnded = true
-            end = .stopped(signal: SIGHUP)
-            return
-        }
-        for action in escape.filter(buffer[..<count]) {
-            switch action {
-            case .pass(let bytes): _ = connection.write(channel, bytes)
-            case .disconnect: end = .stopped(signal: SIGINT)
-            case .help: tell(EscapeFilter.helpText)
-            case .list: tell(relayList)
-            case .suspend: suspend()
-            }
-        }
-    }
-
-    /// Text of ours between the program's, for a raw terminal.
-    private mutating func tell(_ text: String) {
-        let lines = text.split(separator: "\n", omittingEmptySubsequences: false).joined(separator: "\r\n")
-        error.appendOwn(Array(("\r\n" + lines).utf8))
-    }
-
-    /// Gives the terminal back and stops this program, until it is continued.
-    private mutating func suspend() {
-        raw?.restore()
-        kill(getpid(), SIGTSTP)
-        raw = RawTerminal(descriptor: request.input)
-        if let channel { connection.request(channel, .windowChange(windowSize())) }
-    }
-
-    private mutating func handleSignals() {
-        while let signal = signals.next() {
-            guard signal == SIGWINCH else {
-                if end == nil { end = .stopped(signal: signal) }
-                continue
-            }
-            resize()
-        }
-    }
-
-    /// Tells the terminal's size. The same size again asks for a redraw: programs only hear of changes.
-    private mutating func resize() {
-        guard let channel, request.wantsTerminal else { return }
-        let size = windowSize()
-        if size == toldSize, size.rows > 1 {
-            var other = size
-            other.rows -= 1
-            connection.request(channel, .windowChange(other))
-        }
-        toldSize = size
-        connection.request(channel, .windowChange(size))
-    }
-
-    private static func number(ofSignal name: String) -> Int32 {
-        let numbers: [String: Int32] = [
-            "HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "TRAP": 5, "ABRT": 6, "BUS": 7, "FPE": 8, "KILL": 9,
-            "USR1": 10,
-            "SEGV": 11, "USR2": 12, "PIPE": 13, "ALRM": 14, "TERM": 15,
-        ]
-        return numbers[name] ?? 127
     }
 }

@@ -70,15 +70,23 @@ final class SignalWatch: Sendable {
 }
 
 /// Runs `body` until it ends or a signal asks the program to stop; then `body`'s task is cancelled and the signal's
-/// number is returned. Signals are the usual three.
-func untilStopped(_ body: @escaping @Sendable () async throws -> Void) async throws -> Int32? {
-    let watch = try SignalWatch([SIGINT, SIGTERM, SIGHUP])
+/// number is returned. Signals are the usual three. Those of `noticing` only cause a call.
+func untilStopped(
+    noticing others: [Int32: @Sendable () -> Void] = [:], _ body: @escaping @Sendable () async throws -> Void
+) async throws -> Int32? {
+    let watch = try SignalWatch([SIGINT, SIGTERM, SIGHUP] + others.keys)
     return try await withThrowingTaskGroup(of: Int32?.self) { group in
         group.addTask {
             try await body()
             return nil
         }
-        group.addTask { await watch.wait() }
+        group.addTask {
+            while true {
+                let signal = await watch.wait()
+                guard let notice = others[signal] else { return signal }
+                notice()
+            }
+        }
         let first = try await group.next() ?? nil
         group.cancelAll()
         do {

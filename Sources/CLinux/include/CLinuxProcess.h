@@ -48,6 +48,8 @@ int clinux_tcp_listen(const struct clinux_address *address, int both_families);
 int clinux_unix_listen(const char *path);
 // Accepts a non-blocking connection; the peer's address, where it has one, goes to `peer`.
 int clinux_accept(int listener, struct clinux_address *peer);
+// Writes a line to the system's log.
+void clinux_log(const char *text, int is_error);
 // Blocks SIGPIPE in the calling thread, so that a write into a closed pipe is an error and no death.
 void clinux_block_sigpipe(void);
 // Returns free memory of all threads to the system, and mapped pages of code; the needed ones come back by themselves.

@@ -11,12 +11,21 @@
 // Opens /dev/net/tun as `name` with what of the wanted features the kernel grants, which comes back in `features`:
 // a virtio_net_hdr of 10 bytes before each packet, TCP and UDP super-packets. Descriptor or -errno.
 int clinux_tun_open_offload(char name[16], int *features);
-// 1 up, 0 down, or -errno (the device is gone).
-int clinux_interface_is_up(const char *name);
-int clinux_interface_mtu(const char *name);
-int clinux_interface_set_queue_length(const char *name, int packets);
+// The device's name as it is now; 0 or -errno.
+int clinux_tun_name(int descriptor, char name[16]);
+// The network namespace that the device is in now: a descriptor, or -errno (EINVAL before Linux 5.2).
+int clinux_tun_namespace(int descriptor);
+// What tells namespaces apart; 0 for none.
+uint64_t clinux_namespace_number(int descriptor);
+// Opens sockets in a namespace (a descriptor, or -1 for the caller's): one that asks for and sets links there,
+// whoever uses it, and one that hears of changes. 0 or -errno.
+int clinux_open_link_sockets(int space, int *control, int *monitor);
+// Through such a socket: 1 up, 0 down, or -errno (the device is gone).
+int clinux_link_is_up(int control, const char *name);
+int clinux_link_mtu(int control, const char *name);
+int clinux_link_set_queue_length(int control, const char *name, int packets);
 // Most segments and bytes of a super-packet that the kernel hands to the device; 0 or -errno.
-int clinux_interface_set_gso_limits(const char *name, uint32_t segments, uint32_t bytes);
+int clinux_link_set_gso_limits(int control, const char *name, uint32_t segments, uint32_t bytes);
 // Waits until the descriptor is readable; returns at once on errors.
 void clinux_wait_readable(int descriptor);
 // Asks for short turns of the processor for the calling thread (EEVDF, Linux 6.12; nothing before), so that it is

@@ -33,10 +33,12 @@ struct clinux_answer {
     uint8_t has_local;
 };
 
-// One message to send: bytes [offset, offset + length) of the memory, cut by the kernel every `segment` bytes.
+// One message to send: bytes [offset, offset + length) of the memory, cut by the kernel every `segment` bytes. Leaves
+// from the own address `local` where has_local is not 0.
 struct clinux_run {
-    struct clinux_address destination;
+    struct clinux_address destination, local;
     uint32_t offset, length, segment;
+    uint8_t has_local;
 };
 
 // Message headers, vectors, names and control memory of one recvmmsg.
@@ -46,7 +48,7 @@ struct clinux_receive_batch;
 int clinux_udp_open(const struct clinux_address *local);
 // Options of path-selection.md section 7; each returns 0 or -errno.
 int clinux_udp_dont_fragment(int descriptor, int is_v4);
-int clinux_udp_enable_gro(int descriptor);
+int clinux_udp_enable_gro(int descriptor, int on);
 int clinux_udp_probe_gso(int descriptor);
 // Received datagrams tell the address that they were sent to (IP_PKTINFO, IPV6_RECVPKTINFO).
 int clinux_udp_report_destination(int descriptor, int is_v4);

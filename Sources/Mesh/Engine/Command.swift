@@ -23,6 +23,8 @@ enum Command: Sendable {
     case unlisten(listener: UInt64)
     case attach(token: UInt64, reading: Int32, writing: Int32)
     case abort(token: UInt64)
+    /// Nobody has room for this stream now: the peer should ask again.
+    case postpone(token: UInt64)
 
     case ping(token: UInt64, MeshPeerID)
     case reach(token: UInt64, IPAddress, limit: Interval)
@@ -55,27 +57,47 @@ package enum UDPLoss: Hashable, Sendable {
     case none
     /// Packets inside the tunnel are lost; handshakes, discovery and STUN are not.
     case data
+    /// The tunnel is lost, handshakes included; discovery and STUN are not.
+    case tunnel
     case all
+
+    /// Whether a WireGuard message of this type is lost.
+    func drops(_ type: UInt32) -> Bool {
+        switch self {
+        case .none, .all: false
+        case .data: type == WireGuard.MessageType.data
+        case .tunnel: 1...4 ~= type
+        }
+    }
 }
 
 /// A STUN server whose name was looked up.
 struct ResolvedServer: Hashable, Sendable {
     var region: Int
+    var node: String
     var address: SocketAddress
 
-    /// Looks up all STUN servers of the map, at most four addresses each. Blocks.
-    static func all(of map: DERPMap) -> [ResolvedServer] {
-        map.stunServers.flatMap { server -> [ResolvedServer] in
-            var addresses = server.addresses
-            if !server.hostName.isEmpty {
-                for found in Resolver.lookUp(server.hostName, port: server.port) {
-                    let ip = IPAddress(found)
-                    if ip.isV4 ? server.mayResolveV4 : server.mayResolveV6 { addresses.append(ip) }
-                }
-            }
-            return addresses.prefix(4).map {
-                ResolvedServer(region: server.region, address: SocketAddress($0, port: server.port))
-            }
+    /// What the map itself says of a server, at most four addresses.
+    static func literal(_ server: DERPMap.STUNServer) -> [ResolvedServer] {
+        resolved(server, server.addresses)
+    }
+
+    /// The same with what its name says. Blocks.
+    static func lookUp(_ server: DERPMap.STUNServer) -> [ResolvedServer] {
+        var addresses = server.addresses
+        for found in Resolver.lookUp(server.hostName, port: server.port) {
+            let ip = IPAddress(found)
+            if ip.isV4 ? server.mayResolveV4 : server.mayResolveV6 { addresses.append(ip) }
+        }
+        return resolved(server, addresses)
+    }
+
+    private static func resolved(
+        _ server: DERPMap.STUNServer, _ addresses: [IPAddress]
+    ) -> [ResolvedServer] {
+        addresses.prefix(4).map {
+            ResolvedServer(
+                region: server.region, node: server.node, address: SocketAddress($0, port: server.port))
         }
     }
 }

@@ -11,6 +11,8 @@ struct DatagramFlow {
     /// -1 until somebody takes the flow.
     var number: Int32 = -1
     var isSocket = true
+    /// Empty datagrams pass; elsewhere they would look like the end.
+    var keepsEmpty = false
     var lastUse: Instant
     /// Whether the local port belongs to this flow alone.
     var ownsPort: Bool
@@ -53,9 +55,13 @@ struct DatagramFlows {
     }
     /// What distinguishes this use of the slot from earlier ones.
     func generation(_ slot: Int) -> UInt32 { generations[slot] }
-    /// The flow that was used least recently.
-    var oldest: Int? {
-        slots.indices.filter { slots[$0] != nil }.min { slots[$0]!.lastUse < slots[$1]!.lastUse }
+    /// Of the peer that has most flows the one that was used least recently: nobody evicts the others'.
+    var leastMissed: Int? {
+        var counts: [IPAddress: Int] = [:]
+        for case let flow? in slots { counts[flow.remote.ip, default: 0] += 1 }
+        let most = counts.values.max()
+        return slots.indices.filter { slots[$0].map { counts[$0.remote.ip] == most } ?? false }
+            .min { slots[$0]!.lastUse < slots[$1]!.lastUse }
     }
 
     /// Takes a flow in.
@@ -119,9 +125,9 @@ extension Engine {
     }
 
     private mutating func makeRoomForFlow() {
-        if flows.count >= limits.flows, let oldest = flows.oldest {
+        if flows.count >= limits.flows, let victim = flows.leastMissed {
             counters.refused += 1
-            closeFlow(oldest, .closed)
+            closeFlow(victim, .closed)
         }
         if flowSweepAt == .never { flowSweepAt = now + Self.sweepPeriod }
     }
@@ -133,6 +139,7 @@ extension Engine {
         }
         flows[slot].number = number
         flows[slot].isSocket = kind.isSocket
+        flows[slot].keepsEmpty = kind == .udp
         do {
             try Descriptor.setNonBlocking(number)
             let source = EventSource.flow(slot, generation: flows.generation(slot))
@@ -142,7 +149,7 @@ extension Engine {
         }
         let early = flows[slot].early
         flows[slot].early = []
-        for datagram in early {
+        for datagram in early where !datagram.isEmpty || kind == .udp {
             unsafe datagram.withUnsafeBytes { bytes in
                 _ = unsafe Descriptor.write(number, bytes, isSocket: kind.isSocket)
             }
@@ -158,13 +165,15 @@ extension Engine {
             switch unsafe Descriptor.read(number, into: scratch.bytes) {
             case .moved(let count):
                 let bytes = unsafe UnsafeRawBufferPointer(rebasing: scratch.bytes[..<count])
-                // Too long, or the queue is full: lost, as UDP may.
+                // Too long, or the queue is full: lost, as UDP may, and counted.
                 _ = unsafe stack.sendUDP(from: local, to: remote, bytes)
             case .wouldBlock: return
+            case .end where flows[slot].keepsEmpty:
+                _ = unsafe stack.sendUDP(
+                    from: local, to: remote, UnsafeRawBufferPointer(start: nil, count: 0))
             case .end: return closeFlow(slot, .finished)
             case .failed(let code):
-                // A connected UDP socket reports that nobody listened: the next datagram may find somebody.
-                if !SystemError(call: "read", code: code).isPassing { closeFlow(slot, .reset) }
+                flowFailed(slot, SystemError(call: "read", code: code))
                 return
             }
         }
@@ -175,19 +184,27 @@ extension Engine {
         while let header = unsafe stack.readDatagram(into: scratch.bytes) {
             let count = min(header.length, scratch.bytes.count)
             let slot = flows.slot(header.local, header.remote) ?? acceptFlow(header)
-            guard let slot, count > 0 else { continue }
+            guard let slot, count > 0 || flows[slot].keepsEmpty || flows[slot].number < 0 else { continue }
             flows[slot].lastUse = now
             let bytes = unsafe UnsafeRawBufferPointer(rebasing: scratch.bytes[..<count])
             let number = flows[slot].number
             if number >= 0 {
                 let result = unsafe Descriptor.write(number, bytes, isSocket: flows[slot].isSocket)
-                if case .failed(let code) = result, !SystemError(call: "write", code: code).isPassing {
-                    closeFlow(slot, .reset)
+                if case .failed(let code) = result {
+                    flowFailed(slot, SystemError(call: "write", code: code))
                 }
             } else if flows[slot].early.count < Self.earlyDatagrams {
                 unsafe flows[slot].early.append(Array(bytes))
             }
         }
+    }
+
+    /// A connected UDP socket reports that nobody listened: the peer is told so, as by a kernel, and the next datagram
+    /// may find somebody.
+    private mutating func flowFailed(_ slot: Int, _ error: SystemError) {
+        guard error.isPassing else { return closeFlow(slot, .reset) }
+        guard error.isRefusal else { return }
+        stack.refuseDatagram(to: flows[slot].local, from: flows[slot].remote, now: now)
     }
 
     /// A flow that a peer begins.

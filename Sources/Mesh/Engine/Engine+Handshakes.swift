@@ -105,6 +105,9 @@ struct UnansweredHandshakes {
 }
 
 extension Engine {
+    /// Handshakes over a direct path that are unanswered for so long make it doubtful.
+    static let handshakePatience = Interval.milliseconds(1_200)
+
     /// Sends again what was not answered.
     mutating func repeatHandshakes() {
         while let entry = unanswered.nextDue(now) {
@@ -118,7 +121,12 @@ extension Engine {
                 device.repeatInitiation(entry.index, now: now)
                 continue
             }
-            let route = route(of: record)
+            var route = route(of: record)
+            if route.relay == nil, now.since(entry.began) >= Self.handshakePatience {
+                // Discovery is answered there and handshakes are not: something on the way drops WireGuard.
+                doubtData(entry.peer, isCertain: true)
+                route = self.route(of: record)
+            }
             // What waits for a relay's login would only pile up there.
             if let region = route.relay, isRelayReady(region) {
                 unsafe entry.message.withUnsafeBytes {
@@ -130,6 +138,12 @@ extension Engine {
             }
             counters.repeatedHandshakes += 1
         }
+    }
+
+    /// A response whose initiation came through a relay goes there too, whatever we think of the direct path: the peer
+    /// had a reason. The region, once.
+    mutating func responseRelay(_ peer: WireGuard.PeerIndex) -> Int? {
+        relayedInitiations.isEmpty ? nil : relayedInitiations.removeValue(forKey: peer)
     }
 
     private func isRelayReady(_ region: Int) -> Bool {

@@ -11,6 +11,13 @@ struct DefaultRoutes: Hashable {
     static func current() -> DefaultRoutes {
         DefaultRoutes(v4: DefaultRoute.current(v4: true), v6: DefaultRoute.current(v4: false))
     }
+
+    /// Own addresses towards addresses that nobody has: those of documentation.
+    static func sources() -> [IPAddress] {
+        ["192.0.2.1", "2001:db8::1"].compactMap { IPAddress($0) }
+            .compactMap { DefaultRoute.source(towards: SocketAddress($0, port: 9).kernel) }
+            .map { IPAddress($0) }
+    }
 }
 
 // Changes of the machine's network, sleep, and the router's port mapping. `path-selection.md` §8, §10.
@@ -22,14 +29,26 @@ extension Engine {
 
     // MARK: Links
 
-    /// The kernel said that something changed: only other addresses and default routes matter.
+    /// The kernel said that something changed. Another default route means another network. Addresses come and go
+    /// with containers and VPNs: only one that packets left from takes paths with it; else it is enough to publish
+    /// what there is now. `path-selection.md` §8.
     mutating func checkLink() {
-        let isMoved = updateLocalAddresses()
+        let used = usedAddresses()
+        updateLocalAddresses()
         let found = configuration.binding == .any ? DefaultRoutes.current() : routes
         let isRerouted = found != routes
         routes = found
-        if isMoved || isRerouted { linkChanged(isMajor: isRerouted) }
+        if isRerouted || !used.isSubset(of: interfaceAddresses) { linkChanged(isMajor: isRerouted) }
         updatePortMapper()
+    }
+
+    /// Own addresses that packets leave from.
+    private func usedAddresses() -> Set<IPAddress> {
+        var used = Set(routeSources)
+        for link in relays where link.isOpen && Descriptor.kind(link.number) == .tcp {
+            if let address = localAddress(link.number) { used.insert(address) }
+        }
+        return used.intersection(interfaceAddresses)
     }
 
     /// The machine is elsewhere: whatever was known of paths is in doubt. `isMajor`: sockets are opened anew, on the
@@ -40,6 +59,7 @@ extension Engine {
         updateLocalAddresses()
         discovery.linkChanged(now: now)
         paths.linkChanged(now: now)
+        if isMajor { hub.notify(.networkChanged) }
         checkRelays()
         stack.repeatNow(now)
         resolveAt = now
@@ -60,6 +80,13 @@ extension Engine {
     /// A way to the peer was found: what got lost before need not wait for its repetition.
     mutating func wayFound(_ id: PeerID) {
         stack.repeatNow(now)
+        unanswered.hurry(id, now: now)
+    }
+
+    /// The direct path swallowed what was sent; from now on the relay carries it as well.
+    mutating func wayLost(_ id: PeerID) {
+        guard let name = peers.name(id), let record = peers.record(name) else { return }
+        stack.repeatLost(now, to: record.peer.allowedIPs)
         unanswered.hurry(id, now: now)
     }
 
@@ -85,15 +112,31 @@ extension Engine {
         }
     }
 
-    /// Sends what the mapper has to say, and offers what it got.
-    mutating func drivePortMapper() {
+    /// The node ends: the router should not keep what was asked of it. Its answer is not waited for long.
+    mutating func releasePortMapping() {
+        portMapper.release()
         while let output = portMapper.nextOutput() {
-            switch output {
-            case .udp(let address, let bytes): portMapSocket?.send(bytes, to: address.kernel)
-            case .http(let id, let address, let request): hub.notify(.askGateway(id: id, address, request))
+            if case .http(_, let address, let request) = output {
+                _ = GatewayHTTP.exchange(address, request, limit: GatewayHTTP.shortLimit)
+            } else {
+                sendToGateway(output)
             }
         }
-        let external = portMapper.external.map { [$0] } ?? []
+    }
+
+    @inline(never)  // as above: the compiler
+    private mutating func sendToGateway(_ output: PortMapper.Output) {
+        switch output {
+        case .udp(let address, let bytes): portMapSocket?.send(bytes, to: address.kernel)
+        case .http(let id, let address, let request): hub.notify(.askGateway(id: id, address, request))
+        }
+    }
+
+    /// Sends what the mapper has to say, and offers what it got.
+    mutating func drivePortMapper() {
+        while let output = portMapper.nextOutput() { sendToGateway(output) }
+        var external: [SocketAddress] = []
+        if let address = portMapper.external { external.append(address) }
         guard external != offeredMapping else { return }
         offeredMapping = external
         log(
@@ -109,10 +152,12 @@ extension Engine {
 /// One HTTP exchange with the router of this network.
 enum GatewayHTTP {
     /// Upstream waits a second for a description; slow routers need longer for a mapping. Nanoseconds.
-    private static let limit: UInt64 = 3_000_000_000
+    static let limit: UInt64 = 3_000_000_000
+    /// For the last request of a node.
+    static let shortLimit: UInt64 = 300_000_000
 
-    /// Sends a request and reads until the end of the answer. Blocks for up to three seconds: never in the engine.
-    static func exchange(_ address: SocketAddress, _ request: [UInt8]) -> [UInt8]? {
+    /// Sends a request and reads until the end of the answer. Blocks for up to `limit`: never in an engine that runs.
+    static func exchange(_ address: SocketAddress, _ request: [UInt8], limit: UInt64) -> [UInt8]? {
         guard let socket = try? StreamSocket.connect(to: address.kernel) else { return nil }
         let deadline = Clock.monotonicNanoseconds() + limit
         var rest = request[...]
@@ -139,7 +184,9 @@ enum GatewayHTTP {
             }
             let result = unsafe buffer.withUnsafeMutableBytes { unsafe Descriptor.read(number, into: $0) }
             switch result {
-            case .moved(let count): answer += buffer[..<count]
+            case .moved(let count):
+                answer += buffer[..<count]
+                if UPnP.isComplete(answer) { return answer }
             case .wouldBlock: break
             case .end: return answer
             case .failed: return nil

@@ -59,7 +59,7 @@ extension Engine {
             return
         }
         let kind = unsafe UInt32(littleEndian: bytes.loadUnaligned(as: UInt32.self))
-        if udpLoss == .data, kind == WireGuard.MessageType.data, case .udp = source { return }
+        if case .udp = source, udpLoss.drops(kind) { return }
         if kind >= 1, kind <= 4 { return unsafe receiveWireGuard(bytes, from: source) }
         let span = unsafe UnsafeRawBufferPointer(bytes).bytes
         if Disco.looksLikeDisco(span) {
@@ -96,11 +96,16 @@ extension Engine {
             } else {
                 unsafe stack.receive(packet, isAuthentic: true, now: now)
             }
-        case .keepalive(let peer), .handshake(let peer):
+        case .keepalive(let peer): noteSource(peer, source)
+        case .handshake(let peer):
+            if case .relay(let region, _) = source { relayedInitiations[peer] = region }
             noteSource(peer, source)
         case .cookie: break
         case .reply(let length):
             unsafe sendReply(UnsafeRawBufferPointer(rebasing: bytes[..<length]), to: source)
+        case .refused(let peer, _):
+            noteSource(peer, source)
+            counters.wireGuardDropped += 1
         case .dropped:
             counters.wireGuardDropped += 1
         }

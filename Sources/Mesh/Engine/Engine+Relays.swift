@@ -59,6 +59,10 @@ extension Engine {
     private static let restartLimit = Interval.seconds(10)
     private static let hiddenPongLimit = Interval.seconds(1)
     private static let measurePeriod = Interval.seconds(60)
+    /// When the home relay fails: a restart may be over by then, and not all its clients measure at once.
+    private static let measurePause = Interval.milliseconds(100)
+    /// Least time since the last measurement when the home relay was lost, and while it cannot be reached.
+    private static let measureAgain = (lost: Interval.seconds(1), unreachable: Interval.seconds(5))
     private static let resolvePeriod = Interval.seconds(300)
     /// A relay connection with more unsent bytes makes us stop fetching packets, if all traffic is relayed:
     /// inside the process nothing needs to be dropped. With direct traffic beside it the relay's packets are
@@ -142,6 +146,7 @@ extension Engine {
         link.leaveAt = .never
         link.state = .idle
         if retry {
+            if link.region == homeRegion.current { measureSoon(wasOpen: wasOpen) }
             link.failures = min(link.failures + 1, 1_000)
             let pause = min(link.failures * link.failures * 10, 5_000)
             let jittered = pause / 2 + random.next() % (pause + 1)
@@ -336,7 +341,8 @@ extension Engine {
 
     /// The network changed. A connection from an address that this machine no longer has is dead and made anew at
     /// once, as is one that was being made; others have some time to prove that they live: three seconds, or one
-    /// where the address cannot be seen because TLS or WebSocket lies in between. `path-selection.md` §8.
+    /// where the address cannot be seen because TLS or WebSocket lies in between and nothing was written lately.
+    /// `path-selection.md` §8.
     mutating func checkRelays() {
         for index in relays.indices {
             let link = relays[index]
@@ -352,7 +358,9 @@ extension Engine {
                     continue
                 }
                 link.client?.ping(random.next())
-                link.pongDeadline = now + (local == nil ? Self.hiddenPongLimit : Self.pongLimit)
+                // The ping stands behind what was written just now, which a slow uplink takes its time for.
+                let isQuick = local == nil && now.since(link.lastWrite) > Self.hiddenPongLimit
+                link.pongDeadline = now + (isQuick ? Self.hiddenPongLimit : Self.pongLimit)
             case .dialing:
                 closeRelay(index, retry: false)
                 link.state = .waiting(until: now)
@@ -362,7 +370,7 @@ extension Engine {
         }
     }
 
-    private func localAddress(_ number: Int32) -> IPAddress? {
+    func localAddress(_ number: Int32) -> IPAddress? {
         (try? StreamSocket.localAddress(number)).map { IPAddress($0).unmapped }
     }
 
@@ -371,6 +379,7 @@ extension Engine {
     mutating func setDERPMap(_ map: DERPMap) {
         let old = derpMap
         derpMap = map
+        if old != map { hub.notify(.networkChanged) }
         for index in relays.indices.reversed()
         where old.regions[relays[index].region] != map.regions[relays[index].region] {
             closeRelay(index, retry: false)
@@ -380,9 +389,17 @@ extension Engine {
         measure()
     }
 
+    /// The home relay fails: another one may have to take its place.
+    private mutating func measureSoon(wasOpen: Bool) {
+        let pause = Self.measurePause + Interval(nanoseconds: random.next() % Self.measurePause.nanoseconds)
+        let least = wasOpen ? Self.measureAgain.lost : Self.measureAgain.unreachable
+        measureAt = min(measureAt, max(now + pause, measuredAt + least))
+    }
+
     /// Asks for the relays' latencies, now and then every minute.
     mutating func measure() {
         measureAt = .never
+        measuredAt = now
         // A name that could not be looked up may be found later, or have moved.
         if now >= resolveAt {
             resolveAt = now + Self.resolvePeriod

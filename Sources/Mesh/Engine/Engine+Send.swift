@@ -181,8 +181,11 @@ extension Engine {
                 seconds: UInt64(max(0, wall.seconds)), nanoseconds: wall.nanoseconds)
             guard let output = unsafe device.nextOutput(into: place, now: now, wallTime: time) else { break }
             guard let record = peers.record(output.peer) else { continue }
-            let route = route(of: record)
-            if record.usesPaths, unsafe output.isInitiation(place) {
+            var route = route(of: record)
+            if route.relay == nil, unsafe output.isHandshake(place, type: 2) {
+                route.relay = responseRelay(output.peer)
+            }
+            if record.usesPaths, unsafe output.isHandshake(place, type: 1) {
                 let message = unsafe UnsafeRawBufferPointer(rebasing: place[..<output.length])
                 unsafe unanswered.note(message, record.id, output.peer, now: now)
             }
@@ -197,6 +200,7 @@ extension Engine {
                 counters.unroutable += 1
             }
         }
+        relayedInitiations.removeAll(keepingCapacity: true)
         sendDiscovery()
     }
 
@@ -253,9 +257,8 @@ extension Engine {
             let address = SocketAddress(failure.destination)
             if failure.isTooBig, let peer = paths.peer(forUDP: address) {
                 // Pings are smaller than data: they cannot tell.
-                paths.noteDataDead(peer, isCertain: true, now: now)
+                doubtData(peer, isCertain: true)
                 paths.noteSendFailure(to: address, .tooBig, now: now)
-                dataDoubtUntil = now + .seconds(600)
             } else {
                 paths.noteSendFailure(to: address, failure.isTooBig ? .tooBig : .unreachable, now: now)
             }
@@ -264,10 +267,10 @@ extension Engine {
 }
 
 extension WireGuard.Output {
-    /// Whether this datagram begins a handshake.
-    fileprivate func isInitiation(_ bytes: UnsafeMutableRawBufferPointer) -> Bool {
-        guard !isData, length == WireGuard.initiationSize else { return false }
-        return unsafe bytes[0] == 1
+    /// Whether this datagram is a handshake's first (1) or second (2) message.
+    fileprivate func isHandshake(_ bytes: UnsafeMutableRawBufferPointer, type: UInt8) -> Bool {
+        guard !isData, length > 4 else { return false }
+        return unsafe bytes[0] == type
     }
 }
 

@@ -212,10 +212,7 @@ extension Engine {
             case .wouldBlock:
                 streams[slot].canWrite = false
                 return true
-            case .end, .failed:
-                // Nobody reads any more: as a kernel answers data for a closed socket.
-                finish(slot, .reset, abort: true)
-                return false
+            case .end, .failed: return breakOff(slot)
             case nil:
                 if streams[slot].hasPeerFinished { finishWriting(slot) }
                 return true
@@ -243,15 +240,15 @@ extension Engine {
             case .moved:
                 budget -= moved
                 movedBytes += moved
-            case .wouldBlock:
+            case .wouldBlock where !streams[slot].isBroken:
                 streams[slot].canRead = false
                 return true
-            case .end:
+            case .end where !streams[slot].isBroken:
                 streams[slot].isReadDone = true
                 stack.shutdownWrite(connection)
                 return true
-            case .failed:
-                finish(slot, .reset, abort: true)
+            case .failed, .wouldBlock, .end:
+                resetWhenSent(slot)
                 return false
             case nil: return true  // no room: `writable` comes when there is some again
             }
@@ -262,6 +259,27 @@ extension Engine {
     }
 
     // MARK: End
+
+    /// Nobody reads the descriptor any more: a reset, as a kernel answers data for a closed socket, once the local
+    /// program's last words have arrived. False when the stream is gone.
+    private mutating func breakOff(_ slot: Int) -> Bool {
+        // The other side of a socket is gone, so what can be read from it has an end; that of a pipe may go on.
+        let mayHaveMore = streams[slot].reading == streams[slot].writing && !streams[slot].isReadDone
+        guard mayHaveMore else {
+            resetWhenSent(slot)
+            return false
+        }
+        streams[slot].isBroken = true
+        streams[slot].isWriteDone = true
+        streams[slot].canRead = true
+        stack.discardInput(streams[slot].connection)
+        return true
+    }
+
+    private mutating func resetWhenSent(_ slot: Int) {
+        stack.abortWhenSent(streams[slot].connection)
+        finish(slot, .reset, abort: false)
+    }
 
     /// The peer's FIN reaches the descriptor.
     private mutating func finishWriting(_ slot: Int) {
@@ -281,7 +299,7 @@ extension Engine {
     /// that wait mean a reset, as from a kernel; a quiet peer gets a minute to say FIN (the stack's orphan wait).
     private mutating func handleOrphan(_ slot: Int) {
         let connection = streams[slot].connection
-        guard stack.readableCount(connection) == 0 else { return finish(slot, .reset, abort: true) }
+        guard stack.readableCount(connection) == 0 else { return resetWhenSent(slot) }
         // Lets the stack deliver what was written; it gives up on a silent peer by its own limits.
         stack.close(connection, now: now)
         finish(slot, .finished, abort: false)

@@ -6,10 +6,10 @@ internal import LinuxIO
 extension Engine {
     // MARK: Own addresses
 
-    /// Reads the interfaces' addresses and tells the discovery. True when they changed.
-    @discardableResult
-    mutating func updateLocalAddresses() -> Bool {
-        guard v4 != nil || v6 != nil else { return false }
+    /// Reads the interfaces' addresses and tells the discovery, which asks and publishes anew when those changed that
+    /// peers may try.
+    mutating func updateLocalAddresses() {
+        guard v4 != nil || v6 != nil else { return }
         var found: [IPAddress] = []
         if configuration.binding == .loopback {
             found = [IPAddress(v4: 0x7f00_0001), IPAddress(high: 0, low: 1)]
@@ -20,12 +20,12 @@ extension Engine {
             // Our own tunnel must not be offered as a way to the tunnel.
             found.removeAll { configuration.addresses.contains($0) }
         }
-        let isChanged = found != interfaceAddresses
         interfaceAddresses = found
+        if configuration.binding == .any { routeSources = DefaultRoutes.sources() }
         discovery.setLocal(
             addresses: found, portV4: v4?.localAddress.port, portV6: v6?.localAddress.port,
-            isFixed: configuration.listenPort != 0, now: now)
-        return isChanged
+            isFixed: configuration.listenPort != 0 && v4?.localAddress.port == configuration.listenPort,
+            now: now)
     }
 
     /// Opens the UDP sockets anew, on the same ports if possible: they may be bound to what is gone, and a family
@@ -54,6 +54,15 @@ extension Engine {
         }
         let now = (v4: v4?.localAddress.port ?? 0, v6: v6?.localAddress.port ?? 0)
         if now != ports { log("UDP ports changed", [("v4", "\(now.v4)"), ("v6", "\(now.v6)")]) }
+        noteListenPort()
+    }
+
+    /// Says so when somebody else has the port that was asked for.
+    mutating func noteListenPort() {
+        let wanted = configuration.listenPort
+        let found = v4?.localAddress.port ?? 0
+        guard wanted != 0, found != 0, found != wanted else { return }
+        log("the UDP port is taken, another is used", [("wanted", "\(wanted)"), ("used", "\(found)")])
     }
 
     mutating func setDirectBlocked(_ isBlocked: Bool) {
@@ -71,12 +80,18 @@ extension Engine {
     mutating func setStunServers(_ servers: [ResolvedServer]) {
         // Nothing found though there should be: again with the next measurement.
         if servers.isEmpty { resolveAt = now }
-        let regions = Set(servers.map(\.region)).sorted()
-        discovery.setServers(
-            regions.map { region in
-                EndpointDiscovery.Server(
-                    region: region, addresses: servers.filter { $0.region == region }.map(\.address))
-            }, now: now)
+        // One of each node: whether a NAT maps by destination shows only in the answers of several.
+        var found: [EndpointDiscovery.Server] = []
+        var last: String?
+        for server in servers {
+            if server.node == last, found.last?.region == server.region {
+                found[found.count - 1].addresses.append(server.address)
+            } else {
+                found.append(EndpointDiscovery.Server(region: server.region, addresses: [server.address]))
+            }
+            last = server.node
+        }
+        discovery.setServers(found, now: now)
     }
 
     /// Takes what the path machines have to tell.
@@ -99,6 +114,7 @@ extension Engine {
                 answerPing(token, .ping(PingResult(latency: latency, path: path)))
             case .pingTimedOut(let token): answerPing(token, .failed(.timedOut))
             case .chosen, .relayChanged: event.peer.map { wayFound($0) }
+            case .doubted(_, let reason) where reason.meansLoss: event.peer.map { wayLost($0) }
             case .answered, .pinged, .callMeMaybeReceived:
                 if let peer = event.peer, !unanswered.isEmpty { unanswered.hurry(peer, now: now) }
             default: break
@@ -166,8 +182,13 @@ extension Engine {
         var total = counters
         total.lostDatagrams += retired.lost + (v4?.counters.lost ?? 0) + (v6?.counters.lost ?? 0)
         let features = v4?.features
+        let surroundings = discovery.surroundings
         return NodeStatus(
             ownNode: ownNode, peers: list.sorted { $0.id < $1.id }, counters: total,
+            stack: stack.counters, bufferBytes: stack.bufferBytes,
+            network: PathExplanation.PeerNetwork(
+                hasUDP: surroundings.hasUDP, mappingVaries: surroundings.mappingVaries,
+                blocksDirect: paths.isDirectBlocked), globalV4: discovery.report.globalV4,
             streams: streams.count + flows.count, openRelays: relays.filter(\.isOpen).map(\.region).sorted(),
             segmentation: features?.segmentation ?? false, coalescing: features?.coalescing ?? false,
             socketBufferBytes: features?.bufferBytes ?? 0, portV4: v4?.localAddress.port ?? 0,
@@ -188,6 +209,7 @@ extension PeerTable {
 /// times 1.5 each, jittered by half, at most 30 s; pings run in parallel.
 struct Reach {
     let address: IPAddress
+    let began: Instant
     let deadline: Instant
     var nextPing: Instant
     var pause = Interval.milliseconds(50)
@@ -203,7 +225,7 @@ extension Engine {
 
     mutating func reach(token: UInt64, _ address: IPAddress, limit: Interval) {
         guard tun == nil else { return hub.notify(.reply(token: token, .failed(.noStack))) }
-        reaches[token] = Reach(address: address, deadline: now + limit, nextPing: now)
+        reaches[token] = Reach(address: address, began: now, deadline: now + limit, nextPing: now)
         handleReaches()
     }
 
@@ -222,6 +244,9 @@ extension Engine {
                 reachOfPing[first.number] = nil
                 reach.sent.removeFirst()
             }
+            if now.since(reach.began) >= Self.handshakePatience, reach.sent.count >= 3 {
+                doubtData(towards: reach.address)
+            }
             if route(to: reach.address) != nil, let number = stack.pingTSMP(reach.address) {
                 reach.sent.append((number, now))
                 reachOfPing[number] = token
@@ -231,6 +256,21 @@ extension Engine {
             reach.pause = min(Interval(nanoseconds: reach.pause.nanoseconds / 2 * 3), Self.longestPause)
             reaches[token] = reach
         }
+    }
+
+    /// Pings inside the tunnel are not answered: should the peer answer those outside, the path is at fault.
+    private mutating func doubtData(towards address: IPAddress) {
+        guard let index = route(to: address), let record = peers.record(index), record.usesPaths else {
+            return
+        }
+        doubtData(record.id, isCertain: true)
+    }
+
+    /// Data to this peer is not answered.
+    mutating func doubtData(_ id: PeerID, isCertain: Bool) {
+        paths.noteDataDead(id, isCertain: isCertain, now: now)
+        // From now on packets are looked at one by one: one that comes directly ends the doubt.
+        dataDoubtUntil = now + .seconds(600)
     }
 
     /// A TSMP pong came.
@@ -265,6 +305,8 @@ extension Engine {
                 }
             case .closed(let id, let reason): streamClosed(id, reason)
             case .datagrams: receiveDatagrams()
+            case .datagramRefused(let local, let remote):
+                if let slot = flows.slot(local, remote) { closeFlow(slot, .reset) }
             case .pong(_, let token): handlePong(token)
             case .echoReply, .rejected: break
             }
@@ -278,7 +320,6 @@ extension Engine {
             return
         }
         counters.stalls += 1
-        paths.noteDataDead(record.id, isCertain: stall.isCertain, now: now)
-        dataDoubtUntil = now + .seconds(600)
+        doubtData(record.id, isCertain: stall.isCertain)
     }
 }

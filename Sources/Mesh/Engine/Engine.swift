@@ -39,6 +39,8 @@ struct Engine: ~Copyable {
     var dataDoubtUntil = Instant(nanoseconds: 0)
     var interfaceAddresses: [IPAddress] = []
     var routes = DefaultRoutes()
+    /// Own addresses from which packets to the rest of the world leave.
+    var routeSources: [IPAddress] = []
     /// `Clock.sleptNanoseconds` when it was last looked at.
     var slept = Clock.sleptNanoseconds()
     /// Whose packets came last within this burst.
@@ -61,6 +63,7 @@ struct Engine: ~Copyable {
     var latencies: [String: Double] = [:]
     var forcedWebSocket: [Int: String] = [:]
     var measureAt = Instant.never
+    var measuredAt = Instant(nanoseconds: 0)
     var resolveAt = Instant(nanoseconds: 0)
     var lastDirectSend = Instant(nanoseconds: 0)
     var streams = StreamTable()
@@ -85,7 +88,10 @@ struct Engine: ~Copyable {
     var pings: [UInt64: UInt64] = [:]
     var reaches: [UInt64: Reach] = [:]
     var reachOfPing: [UInt64: UInt64] = [:]
+    var departed = DepartedRecordings()
     var unanswered = UnansweredHandshakes()
+    /// Regions through which initiations came that are not answered yet: at most one of each peer, for one turn.
+    var relayedInitiations: [WireGuard.PeerIndex: Int] = [:]
     var published: OwnNode?
     var counters = NodeCounters()
     /// Counters of sockets that were closed.
@@ -170,6 +176,7 @@ struct Engine: ~Copyable {
 
     private mutating func begin() {
         stack.bindAnyUDP(false)
+        noteListenPort()
         if configuration.directBlocked { setDirectBlocked(true) }
         updateLocalAddresses()
         routes = configuration.binding == .any ? DefaultRoutes.current() : routes
@@ -256,6 +263,7 @@ struct Engine: ~Copyable {
         case .attach(let token, let reading, let writing):
             attach(token: token, reading: reading, writing: writing)
         case .abort(let token): abort(token: token)
+        case .postpone(let token): postpone(token: token)
         case .ping(let token, let name): ping(token: token, name)
         case .reach(let token, let address, let limit): reach(token: token, address, limit: limit)
         case .cancel(let token): cancel(token: token)
@@ -321,6 +329,18 @@ struct Engine: ~Copyable {
         }
     }
 
+    /// A SYN that was not answered yet is forgotten, so that the peer repeats it; anything else is refused.
+    private mutating func postpone(token: UInt64) {
+        counters.refused += 1
+        if let slot = streams.slot(token: token), streams[slot].phase == .waiting,
+            stack.forget(streams[slot].connection)
+        {
+            finish(slot, .closed, abort: false)
+        } else {
+            abort(token: token)
+        }
+    }
+
     private mutating func cancel(token: UInt64) {
         if let slot = streams.slot(token: token), streams[slot].phase == .dialing {
             finish(slot, .closed, abort: true)
@@ -337,8 +357,8 @@ struct Engine: ~Copyable {
         }
         for slot in flows.slots.indices where flows.slots[slot] != nil { closeFlow(slot, .closed) }
         // The resets that this made should still leave.
-        portMapper.release()
         drain()
+        releasePortMapping()
         for index in relays.indices { closeRelay(index, retry: false) }
         hub.notify(.stopped)
     }

@@ -41,9 +41,10 @@ struct EngineSockets: ~Copyable {
         configuration.binding == .loopback ? .loopback(v4: v4, port: port) : .any(v4: v4, port: port)
     }
 
-    /// One socket of a family, on `port` if that is free, else on the configured or any port.
+    /// One socket of a family, on the configured port if that is free, else on `port`, the present one, or any.
     static func reopen(_ configuration: NodeConfiguration, v4: Bool, port: UInt16) -> UDPSocket? {
-        for candidate in [port, configuration.listenPort, 0] {
+        let wanted = configuration.listenPort
+        for candidate in wanted != 0 ? [wanted, port, 0] : [port, 0] {
             if let socket = open(configuration, v4: v4, port: candidate) { return consume socket }
         }
         return nil

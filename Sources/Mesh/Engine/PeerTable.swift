@@ -160,6 +160,7 @@ extension Engine {
 
     mutating func removePeer(_ name: MeshPeerID) {
         guard let place = peers.place(name), let record = peers.records[place] else { return }
+        keepRecording(of: record)
         device.removePeer(record.index)
         if record.usesPaths { paths.removePeer(record.id, now: now) }
         peers.remove(place)

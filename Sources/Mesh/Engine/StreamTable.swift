@@ -39,6 +39,8 @@ struct BridgedStream {
     var hasPeerFinished = false
     /// The other side of the socket is gone altogether; see `Engine.handleOrphan`.
     var isHungUp = false
+    /// Bytes for the descriptor could not be written any more: it is read to its end, then the peer hears of it.
+    var isBroken = false
     /// Waits in the engine's list of streams to pump.
     var isQueued = false
     /// Moved much the last time.

@@ -12,10 +12,13 @@
     private var retained = 0
     private let limit: Int
     private let retainLimit: Int
+    /// Blocks up to this size are always given, so that no connection is stuck for ever; their number is bounded.
+    private(set) var guaranteed = smallest
 
-    init(limit: Int, retainLimit: Int) {
+    init(limit: Int, retainLimit: Int, mtu: Int) {
         self.limit = limit
         self.retainLimit = retainLimit
+        guaranteed = Self.blockSize(mtu)
         unsafe free = Array(repeating: [], count: Self.classes)
     }
 
@@ -25,6 +28,15 @@
 
     /// Bytes up to the limit.
     var available: Int { max(0, limit - used) }
+
+    /// One packet must fit into what is always given.
+    mutating func setMTU(_ mtu: Int) { guaranteed = Self.blockSize(mtu) }
+
+    /// The largest block that can be had now in exchange for one of `size` bytes.
+    @inline(__always) func reach(from size: Int) -> Int {
+        let left = available
+        return max(size, guaranteed, left == 0 ? 0 : 1 << (Int.bitWidth - 1 - left.leadingZeroBitCount))
+    }
 
     /// The block size that holds `count` bytes.
     static func blockSize(_ count: Int) -> Int {
@@ -36,12 +48,11 @@
         size.trailingZeroBitCount - smallest.trailingZeroBitCount
     }
 
-    /// A block of exactly `size` bytes, a power of two; nil when the limit is reached and it is not the smallest.
+    /// A block of exactly `size` bytes, a power of two; nil when the limit is reached and it is more than `guaranteed`.
     mutating func take(_ size: Int) -> UnsafeMutableRawPointer? {
         let index = Self.sizeClass(size)
         precondition(index >= 0 && index < Self.classes, "no such block size")
-        // The smallest block is always given, so that no connection is stuck for ever; their number is bounded.
-        guard used + size <= limit || size == Self.smallest else { return nil }
+        guard used + size <= limit || size <= guaranteed else { return nil }
         used += size
         if let block = unsafe free[index].popLast() {
             retained -= size

@@ -102,22 +102,36 @@ extension Stack {
         }
     }
 
-    /// An error about a packet of ours: matters only for TCP, and only if it quotes a number that is outstanding
-    /// (RFC 5927).
+    /// An error about a packet of ours: of TCP only if it quotes a number that is outstanding (RFC 5927), of UDP only
+    /// if the destination itself says that nobody listens.
     private mutating func receiveError(_ header: IPHeader, _ message: PacketBytes, _ now: Instant) {
-        guard message.count > 8 else { return }
+        guard message.count > 8 else {
+            context.counters.icmpErrorsIgnored += 1
+            return
+        }
         let quoted = message.dropFirst(8)
         let isV4 = quoted.u8(0) >> 4 == 4
         let size = isV4 ? Int(quoted.u8(0) & 15) * 4 : IPHeader.v6Size
-        guard size >= 20, isV4 == header.source.isV4, quoted.count >= size + 8,
-            quoted.u8(isV4 ? 9 : 6) == IPProtocol.tcp
-        else { return }
+        let kind = quoted.count >= size + 8 ? quoted.u8(isV4 ? 9 : 6) : 0
+        guard size >= 20, isV4 == header.source.isV4, kind == IPProtocol.tcp || kind == IPProtocol.udp else {
+            context.counters.icmpErrorsIgnored += 1
+            return
+        }
         let source =
             isV4 ? IPAddress(v4: quoted.u32(12)) : IPAddress(high: quoted.u64(8), low: quoted.u64(16))
         let target =
             isV4 ? IPAddress(v4: quoted.u32(16)) : IPAddress(high: quoted.u64(24), low: quoted.u64(32))
         let local = SocketAddress(source, port: quoted.u16(size))
         let remote = SocketAddress(target, port: quoted.u16(size + 2))
+        if kind == IPProtocol.udp {
+            let says = message.u16(0)
+            let isRefusal = says == (isV4 ? 0x0303 : 0x0104) && header.source == remote.ip
+            guard isRefusal, udpAny || udpPorts.contains(local.port) else {
+                context.counters.icmpErrorsIgnored += 1
+                return
+            }
+            return say(.datagramRefused(local: local, remote: remote))
+        }
         let sequence = SequenceNumber(quoted.u32(size + 4))
         guard let slot = flows.find(local, remote), sequence >= connections[slot].unacknowledged,
             sequence < connections[slot].sendNext
@@ -139,6 +153,23 @@ extension Stack {
             connections[slot].die(.unreachable, &context)
         }
         settle(slot)
+    }
+
+    /// Tells the sender of a datagram that nobody listens behind this port after all. Quotes what is left of it.
+    package mutating func refuseDatagram(to local: SocketAddress, from remote: SocketAddress, now: Instant) {
+        let ipSize = IPHeader.size(isV4: local.ip.isV4)
+        unsafe withUnsafeTemporaryAllocation(byteCount: ipSize + 8, alignment: 8) { memory in
+            guard let out = unsafe PacketWriter(memory) else { return }
+            IPHeader.write(out, remote.ip, local.ip, kind: IPProtocol.udp, payloadLength: 8)
+            out.put16(remote.port, ipSize)
+            out.put16(local.port, ipSize + 2)
+            out.put32(8 << 16, ipSize + 4)
+            guard let packet = out.bytes(0, ipSize + 8) else { return }
+            let header = IPHeader(
+                source: remote.ip, destination: local.ip, kind: IPProtocol.udp, payloadOffset: ipSize,
+                payloadLength: 8)
+            sendUnreachable(header, packet, .portUnreachable, now)
+        }
     }
 
     mutating func sendUnreachable(
@@ -202,10 +233,12 @@ extension Connection {
     /// Cuts segments for packets of `bytes` from now on. What is on its way is left to loss recovery, which cuts
     /// what it repeats anew.
     mutating func setPathMTU(_ bytes: Int) {
-        // RFC 791 §3.2, RFC 8200 §5: what each link must carry.
-        pathMTU = max(bytes, local.ip.isV4 ? 576 : 1_280)
+        pathMTU = Self.usablePath(bytes, isV4: local.ip.isV4)
         updateSegmentSize()
     }
+
+    /// RFC 791 §3.2, RFC 8200 §5: no less than what each link must carry.
+    static func usablePath(_ bytes: Int, isV4: Bool) -> Int { max(bytes, isV4 ? 576 : 1_280) }
 
     /// A router on the way takes only packets of `limit` bytes. Never below what each link must carry.
     mutating func lowerPathMTU(_ limit: Int, _ context: inout StackContext) {

@@ -127,7 +127,9 @@ extension Stack {
 
     /// Largest payload of a datagram to this address.
     package func datagramLimit(to destination: IPAddress) -> Int {
-        context.mtu - IPHeader.size(isV4: destination.isV4) - 8
+        let header = IPHeader.size(isV4: destination.isV4) + 8
+        guard !pathMTUs.isEmpty, let path = pathMTUs[destination] else { return context.mtu - header }
+        return min(context.mtu, Connection.usablePath(path, isV4: destination.isV4)) - header
     }
 
     /// Queues a datagram. False when it is too large, the families differ, or the queue is full.
@@ -135,6 +137,7 @@ extension Stack {
         from local: SocketAddress, to remote: SocketAddress, _ bytes: UnsafeRawBufferPointer
     ) -> Bool {
         guard local.ip.isV4 == remote.ip.isV4, bytes.count <= datagramLimit(to: remote.ip) else {
+            context.counters.datagramsTooLong += 1
             return false
         }
         let ipSize = IPHeader.size(isV4: local.ip.isV4)

@@ -17,4 +17,23 @@ extension Stack {
             settle(slot)
         }
     }
+
+    /// The way to these addresses failed a moment ago: what waits for an acknowledgement is repeated now, over
+    /// whatever other way there is, rather than after its own time-out. Linear in the connections.
+    package mutating func repeatLost(_ now: Instant, to addresses: [IPPrefix]) {
+        for slot in 0..<UInt32(connections.capacity) {
+            guard !connections[slot].isFree, connections[slot].state != .closed else { continue }
+            switch connections[slot].sendTimer {
+            case .retransmit, .tailProbe, .reorder: break
+            case .off, .persist: continue
+            }
+            let remote = connections[slot].remote.ip
+            guard addresses.contains(where: { $0.contains(remote) }) else { continue }
+            if connections[slot].retries > 0 { connections[slot].retries -= 1 }
+            connections[slot].trip.clearBackOff()
+            connections[slot].sendTimer = .retransmit
+            connections[slot].sendDeadline = now
+            settle(slot)
+        }
+    }
 }

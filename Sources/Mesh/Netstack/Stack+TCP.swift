@@ -16,28 +16,42 @@ extension Stack {
         guard let ip = source ?? sourceAddress(for: remote.ip), ip.isV4 == remote.ip.isV4 else {
             throw .noLocalAddress
         }
-        let local = try ephemeral(ip, remote)
+        let (local, after) = try ephemeral(ip, remote, now)
         guard let slot = takeSlot() else { throw .tableFull }
-        open(slot, local: local, remote: remote, now: now)
+        open(slot, local: local, remote: remote, after: after, now: now)
         connections[slot].state = .synSent
         connections[slot].isOrphan = false
         settle(slot)
         return connections[slot].id
     }
 
-    /// RFC 6056 §3.3.3: a keyed hash of the destination plus a counter.
+    /// RFC 6056 §3.3.4: a keyed hash of the destination plus a counter, one of several, so that a port comes again as
+    /// late as can be. With it the number that a connection in its place must start behind.
     private mutating func ephemeral(
-        _ ip: IPAddress, _ remote: SocketAddress
-    ) throws(ConnectError) -> SocketAddress {
-        let range = Self.ephemeralPorts
+        _ ip: IPAddress, _ remote: SocketAddress, _ now: Instant
+    ) throws(ConnectError) -> (SocketAddress, after: SequenceNumber?) {
+        let count = UInt64(Self.ephemeralPorts.count)
         let start = hash.hash(SocketAddress(ip, port: 0), remote, purpose: Self.portPurpose)
-        let base = start &+ generator.next() % 64
-        for attempt in 0..<UInt64(range.count) {
-            let port = range.lowerBound + UInt16((base &+ attempt) % UInt64(range.count))
+        let counter = Int(start >> 48) % portCounters.count
+        for _ in 0..<count {
+            let port = Self.ephemeralPorts.lowerBound + UInt16((start &+ portCounters[counter]) % count)
+            portCounters[counter] &+= 1
             let local = SocketAddress(ip, port: port)
-            if flows.find(local, remote) == nil { return local }
+            guard let old = flows.find(local, remote) else { return (local, nil) }
+            guard isReplaceable(old, now) else { continue }
+            let after = connections[old].sendNext + 65_536
+            connections[old].state = .closed
+            settle(old)
+            return (local, after)
         }
         throw .portsExhausted
+    }
+
+    /// Whether our own next connection may take the place of one in TIME_WAIT: timestamps tell the peer that it is
+    /// newer (the active side of RFC 6191).
+    private func isReplaceable(_ slot: UInt32, _ now: Instant) -> Bool {
+        connections[slot].state == .timeWait && connections[slot].isOrphan && connections[slot].usesTimestamps
+            && connections[slot].lifeDeadline + .seconds(1) <= now + context.limits.timeWait
     }
 
     /// A slot, if need be that of the oldest connection in TIME_WAIT.
@@ -50,9 +64,13 @@ extension Stack {
         return connections.take()
     }
 
-    private mutating func open(_ slot: UInt32, local: SocketAddress, remote: SocketAddress, now: Instant) {
+    private mutating func open(
+        _ slot: UInt32, local: SocketAddress, remote: SocketAddress, after: SequenceNumber? = nil,
+        now: Instant
+    ) {
         let number = hash.hash(local, remote, purpose: Self.initialSequencePurpose)
-        connections[slot].prepare(local: local, remote: remote, hash: number, now: now, &context)
+        connections[slot].prepare(
+            local: local, remote: remote, hash: number, after: after, now: now, &context)
         if !pathMTUs.isEmpty, let size = pathMTUs[remote.ip] {
             connections[slot].setPathMTU(min(size, context.mtu))
         }
@@ -77,6 +95,17 @@ extension Stack {
         guard let slot = slot(id) else { return }
         connections[slot].accept(&context)
         settle(slot)
+    }
+
+    /// Forgets a connection that was `asked` for as if its SYN had never come: the peer will repeat it. False if it is
+    /// past that.
+    package mutating func forget(_ id: ConnectionID) -> Bool {
+        guard let slot = slot(id), connections[slot].awaitsDecision else { return false }
+        context.counters.synDropped += 1
+        connections[slot].isOrphan = true
+        connections[slot].die(.refused, &context)
+        settle(slot)
+        return true
     }
 
     /// A peer with which some connection makes no progress. Nil when there is none (any more).
@@ -200,6 +229,20 @@ extension Stack {
         settle(slot)
     }
 
+    /// Drops what waits to be read and whatever comes; writing goes on. `abortWhenSent` should follow.
+    package mutating func discardInput(_ id: ConnectionID) {
+        guard let slot = slot(id) else { return }
+        connections[slot].discardInput(&context)
+        settle(slot)
+    }
+
+    /// Lets go: delivers what was written, then sends RST. The name is void afterwards.
+    package mutating func abortWhenSent(_ id: ConnectionID) {
+        guard let slot = slot(id) else { return }
+        connections[slot].abortWhenSent(&context)
+        settle(slot)
+    }
+
     // MARK: - Segments
 
     mutating func receiveTCP(
@@ -237,10 +280,16 @@ extension Stack {
 
     @inline(__always)
     private mutating func noteHalfOpen(_ slot: UInt32) {
-        if connections[slot].isHalfOpen, connections[slot].state.isSynchronized {
-            connections[slot].isHalfOpen = false
-            halfOpen -= 1
-        }
+        if connections[slot].isHalfOpen, connections[slot].state.isSynchronized { leaveHalfOpen(slot) }
+    }
+
+    /// One half-open connection less.
+    mutating func leaveHalfOpen(_ slot: UInt32) {
+        connections[slot].isHalfOpen = false
+        halfOpen -= 1
+        let peer = connections[slot].remote.ip
+        let left = halfOpenByPeer[peer, default: 1] - 1
+        halfOpenByPeer[peer] = left > 0 ? left : nil
     }
 
     /// RFC 9293 §3.10.7.4 and RFC 6191: a new SYN may end TIME_WAIT early if it is surely newer.
@@ -293,7 +342,10 @@ extension Stack {
             context.counters.malformed += 1
             return
         }
-        guard halfOpen < context.limits.halfOpenConnections, let slot = takeSlot() else {
+        let ofPeer = halfOpenByPeer[remote.ip, default: 0]
+        guard halfOpen < context.limits.halfOpenConnections, ofPeer < context.limits.halfOpenPerPeer,
+            let slot = takeSlot()
+        else {
             context.counters.synDropped += 1
             return
         }
@@ -302,6 +354,7 @@ extension Stack {
         connections[slot].isPassive = true
         connections[slot].isHalfOpen = true
         halfOpen += 1
+        halfOpenByPeer[remote.ip] = ofPeer + 1
         connections[slot].negotiate(segment, now)
         if asksFirst, !listening.contains(local.port) { connections[slot].awaitDecision(now, &context) }
         settle(slot)

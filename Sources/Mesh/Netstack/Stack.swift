@@ -17,6 +17,9 @@ package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the m
     var control: [StackEvent] = []
     var controlHead = 0
     var halfOpen = 0
+    var halfOpenByPeer: [IPAddress: Int] = [:]
+    /// What the next connection's port is counted from, by destination.
+    var portCounters: [UInt64]
     var addresses: [IPAddress]
     var listening: Set<UInt16> = []
     var listensAny = false
@@ -44,6 +47,8 @@ package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the m
         context = StackContext(limits: limits, mtu: mtu)
         datagrams = PacketQueue(limit: limits.datagramQueue)
         self.addresses = addresses
+        let start = generator.next()
+        portCounters = (0..<64).map { start &+ $0 &* 0x9e37_79b9_7f4a_7c15 }
         echoIdentifier = UInt16(truncatingIfNeeded: generator.next())
     }
 
@@ -69,6 +74,7 @@ package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the m
     package mutating func setMTU(_ mtu: Int) {
         precondition(mtu >= 576 && mtu <= 65_535, "MTU out of range")
         context.mtu = mtu
+        context.pool.setMTU(mtu)
     }
 
     /// Largest packet that the path to `destination` was found to carry, or nil when that is no longer known: new
@@ -217,10 +223,7 @@ package struct Stack: ~Copyable, @unchecked Sendable {  // unique owner of the m
         if expected.slot == slot { expected.isValid = false }
         flows.remove(connections[slot].local, connections[slot].remote, slot: slot)
         context.timers.remove(slot)
-        if connections[slot].isHalfOpen {
-            connections[slot].isHalfOpen = false
-            halfOpen -= 1
-        }
+        if connections[slot].isHalfOpen { leaveHalfOpen(slot) }
         guard connections[slot].isOrphan, !connections[slot].isFree else { return }
         connections[slot].isFree = true
         connections[slot].generation &+= 1

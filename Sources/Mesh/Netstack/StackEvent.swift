@@ -18,6 +18,8 @@ package enum StackEvent: Hashable, Sendable {
     case closed(ConnectionID, CloseReason)
     /// At least one datagram waits for `readDatagram`; said once until the queue was emptied.
     case datagrams
+    /// A peer says that nobody listens where a datagram of ours went.
+    case datagramRefused(local: SocketAddress, remote: SocketAddress)
     /// A TSMP pong came back for the token of `pingTSMP`.
     case pong(from: IPAddress, token: UInt64)
     /// An ICMP echo reply came back for the token of `pingEcho`.

@@ -7,7 +7,9 @@ package struct StackLimits: Sendable {
     package var connections = 16_384
     /// Half-open connections that peers started: an attacker inside the tunnel is authenticated, so a plain
     /// bound does instead of SYN cookies. Full: the SYN is dropped, the peer repeats it a second later.
-    package var halfOpenConnections = 512
+    package var halfOpenConnections = 1_024
+    /// Those of one address, so that a peer that never answers keeps nobody else out.
+    package var halfOpenPerPeer = 256
     /// Connections handed out but not yet taken by `nextEvent`, implied by `connections`.
     /// Bytes of send and receive buffers of all connections together: with it a busy node stays below 40 MB. One
     /// buffer takes at most half of what is left, so that n busy ones have one part in n + 2 each; at the limit
@@ -69,44 +71,46 @@ package struct StackLimits: Sendable {
 }
 
 /// What happened since the start. Every drop has a number, so that nothing is lost in silence.
-package struct StackCounters: Hashable, Sendable {
-    package var packetsReceived: UInt64 = 0
-    package var packetsSent: UInt64 = 0
-    package var malformed: UInt64 = 0
-    package var badChecksum: UInt64 = 0
-    package var fragments: UInt64 = 0
-    package var notForUs: UInt64 = 0
-    package var unknownProtocol: UInt64 = 0
-    package var badExtensionHeader: UInt64 = 0
-    package var synDropped: UInt64 = 0
-    package var connectionsRefused: UInt64 = 0
-    package var resetsSent: UInt64 = 0
-    package var resetsReceived: UInt64 = 0
-    package var challengeACKs: UInt64 = 0
-    package var pawsRejected: UInt64 = 0
-    package var outOfWindow: UInt64 = 0
-    package var outOfOrder: UInt64 = 0
-    package var outOfOrderDropped: UInt64 = 0
-    package var duplicates: UInt64 = 0
-    package var receiveMemoryDropped: UInt64 = 0
-    package var retransmissions: UInt64 = 0
-    package var timeouts: UInt64 = 0
-    package var tailProbes: UInt64 = 0
-    package var recoveries: UInt64 = 0
-    package var undoneRecoveries: UInt64 = 0
-    package var windowProbes: UInt64 = 0
-    package var keepaliveProbes: UInt64 = 0
-    package var datagramsDropped: UInt64 = 0
-    package var packetsDropped: UInt64 = 0
-    package var controlEventsDropped: UInt64 = 0
-    package var unsolicitedRepliesSuppressed: UInt64 = 0
-    package var echoReplies: UInt64 = 0
-    package var tsmpPongs: UInt64 = 0
-    package var tsmpRejects: UInt64 = 0
-    package var icmpErrorsReceived: UInt64 = 0
+public struct StackCounters: Hashable, Sendable {
+    public var packetsReceived: UInt64 = 0
+    public var packetsSent: UInt64 = 0
+    public var malformed: UInt64 = 0
+    public var badChecksum: UInt64 = 0
+    public var fragments: UInt64 = 0
+    public var notForUs: UInt64 = 0
+    public var unknownProtocol: UInt64 = 0
+    public var badExtensionHeader: UInt64 = 0
+    public var synDropped: UInt64 = 0
+    public var connectionsRefused: UInt64 = 0
+    public var resetsSent: UInt64 = 0
+    public var resetsReceived: UInt64 = 0
+    public var challengeACKs: UInt64 = 0
+    public var pawsRejected: UInt64 = 0
+    public var outOfWindow: UInt64 = 0
+    public var outOfOrder: UInt64 = 0
+    public var outOfOrderDropped: UInt64 = 0
+    public var duplicates: UInt64 = 0
+    public var receiveMemoryDropped: UInt64 = 0
+    public var retransmissions: UInt64 = 0
+    public var timeouts: UInt64 = 0
+    public var tailProbes: UInt64 = 0
+    public var recoveries: UInt64 = 0
+    public var undoneRecoveries: UInt64 = 0
+    public var windowProbes: UInt64 = 0
+    public var keepaliveProbes: UInt64 = 0
+    public var datagramsDropped: UInt64 = 0
+    /// Of ours: longer than the path takes, or the addresses are of two families.
+    public var datagramsTooLong: UInt64 = 0
+    public var packetsDropped: UInt64 = 0
+    public var controlEventsDropped: UInt64 = 0
+    public var unsolicitedRepliesSuppressed: UInt64 = 0
+    public var echoReplies: UInt64 = 0
+    public var tsmpPongs: UInt64 = 0
+    public var tsmpRejects: UInt64 = 0
+    public var icmpErrorsReceived: UInt64 = 0
     /// Errors that quote nothing of ours that is outstanding (RFC 5927).
-    package var icmpErrorsIgnored: UInt64 = 0
+    public var icmpErrorsIgnored: UInt64 = 0
 
     /// All zero.
-    package init() {}
+    public init() {}
 }

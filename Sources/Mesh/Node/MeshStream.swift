@@ -83,6 +83,13 @@ public final class IncomingStream: Sendable {
         if !isTaken.exchange(true, ordering: .acquiringAndReleasing) { hub.queue.post(.abort(token: token)) }
     }
 
+    /// There is no room to hold it until somebody takes it.
+    func postpone() {
+        if !isTaken.exchange(true, ordering: .acquiringAndReleasing) {
+            hub.queue.post(.postpone(token: token))
+        }
+    }
+
     private func attach(_ read: Int32, _ write: Int32, orClose other: Int32) throws(NodeError) {
         precondition(
             !isTaken.exchange(true, ordering: .acquiringAndReleasing), "an incoming stream is taken once")

@@ -4,6 +4,10 @@
 public struct NodeRecording: Hashable, Sendable {
     /// The peer.
     public var peer: MeshPeerID
+    /// Its addresses in the tunnel.
+    public var addresses: [IPAddress]
+    /// Whether it went away, or started anew, since then.
+    public var isDeparted: Bool
     /// What happened on its paths.
     public var recording: PathRecording
 }
@@ -16,7 +20,8 @@ extension Node {
         return explanation
     }
 
-    /// The flight recorder's content, ordered by peer: at most the last 30 minutes, without keys.
+    /// The flight recorder's content, ordered by peer: at most the last 30 minutes, without keys. Peers that left
+    /// within that time are in it too, as long as there is room.
     public func recordings() async throws(NodeError) -> [NodeRecording] {
         let reply = await request { .recordings(token: $0) }
         guard case .recordings(let recordings) = reply else { throw Self.error(of: reply) }
@@ -32,12 +37,24 @@ extension Engine {
         hub.notify(.reply(token: token, .explanation(explanation)))
     }
 
-    func recordings() -> [NodeRecording] {
-        var result: [NodeRecording] = []
-        for case let record? in peers.records where record.usesPaths {
-            guard let recording = paths.recording(of: record.id) else { continue }
-            result.append(NodeRecording(peer: record.peer.id, recording: recording))
+    mutating func recordings() -> [NodeRecording] {
+        var result = departed.recent(now: now)
+        for case let record? in peers.records { result += recording(of: record).map { [$0] } ?? [] }
+        return result.sorted {
+            ($0.peer, $0.recording.began) < ($1.peer, $1.recording.began)
         }
-        return result.sorted { $0.peer < $1.peer }
+    }
+
+    private func recording(of record: PeerRecord) -> NodeRecording? {
+        guard record.usesPaths, let recording = paths.recording(of: record.id) else { return nil }
+        return NodeRecording(
+            peer: record.peer.id, addresses: record.peer.addresses, isDeparted: false, recording: recording)
+    }
+
+    /// Keeps the record of a peer that is about to be removed.
+    mutating func keepRecording(of record: PeerRecord) {
+        guard var recording = recording(of: record) else { return }
+        recording.isDeparted = true
+        departed.add(recording, now: now)
     }
 }

@@ -108,7 +108,8 @@ public final class Node: Sendable {
     // MARK: TCP
 
     /// Connects to a peer's TCP port. The descriptor is one end of a unix socket pair: half-close works, a reset
-    /// shows as end of file or `EPIPE`.
+    /// shows as end of file or `EPIPE`: where bytes do not say themselves that they are complete, bridge a pair and ask
+    /// the `MeshStream` how it ended.
     public func dial(_ address: SocketAddress) async throws(NodeError) -> OwnedDescriptor {
         let (mine, theirs) = try Self.socketPair().release()
         let owned = OwnedDescriptor(taking: mine)

@@ -25,8 +25,9 @@ public struct NodeConfiguration: Sendable {
         public var flows = 1_024
         /// A UDP flow without traffic ends after this. RFC 4787 §4.3 asks for two minutes or more.
         public var flowIdle = Interval.seconds(120)
-        /// Accepted streams that nobody took yet, per listener. More are reset.
-        public var acceptQueue = 128
+        /// Accepted streams that nobody took yet, per listener. More are refused; by `listenAny`, whose SYNs are not
+        /// answered before somebody takes them, left to ask again a second later.
+        public var acceptQueue = 1_024
         /// Bytes that wait for one relay connection; more are dropped. Above a quarter of a MiB no new packets are
         /// fetched anyway while everything is relayed.
         public var relayBacklogBytes = 1 << 20

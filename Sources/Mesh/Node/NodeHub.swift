@@ -29,6 +29,8 @@ final class NodeHub: Sendable {
     let ownNodes = Broadcast<OwnNode>(keepsLatest: true, depth: 1)
     let pathEvents: Broadcast<NodePathEvent>
     private let state: Mutex<State>
+    /// STUN servers of the map that were found.
+    private let stunServers = Mutex<[DERPMap.STUNServer: [ResolvedServer]]>([:])
 
     init(configuration: NodeConfiguration, queue: CommandQueue, replies: Replies) {
         self.configuration = configuration
@@ -111,6 +113,7 @@ final class NodeHub: Sendable {
         case .cancelRelay(let region):
             state.withLock { $0.relayTasks.removeValue(forKey: region) }?.cancel()
         case .measureLatencies: measureLatencies()
+        case .networkChanged: configuration.relayDialer?.networkChanged()
         case .resolveStunServers: resolveStunServers()
         case .askGateway(let id, let address, let request): askGateway(id, address, request)
         case .stopped: engineStopped()
@@ -122,10 +125,11 @@ final class NodeHub: Sendable {
     ) {
         let sink = state.withLock { $0.sinks[listener] }
         replies.streamBegan(token)
-        // A stream that is not yielded, or dropped from a full buffer, rejects itself when it goes away.
+        // A stream that is not yielded, or a flow dropped from a full buffer, rejects itself when it goes away.
         switch sink {
         case .streams(let continuation):
-            continuation.yield(IncomingStream(hub: self, token: token, local: local, remote: remote))
+            let stream = IncomingStream(hub: self, token: token, local: local, remote: remote)
+            if case .dropped(let surplus) = continuation.yield(stream) { surplus.postpone() }
         case .flows(let continuation):
             continuation.yield(IncomingFlow(hub: self, token: token, local: local, remote: remote))
         case nil: queue.post(.abort(token: token))
@@ -242,6 +246,8 @@ final class NodeHub: Sendable {
                 group.cancelAll()
                 return result
             }
+            // Another measurement took its place: this one says nothing.
+            guard !Task.isCancelled else { return }
             queue.post(.latencies(latencies, forcedWebSocket: dialer.forcedWebSocketReasons()))
         }
         let old = state.withLock { state in
@@ -255,19 +261,43 @@ final class NodeHub: Sendable {
     private func askGateway(_ id: UInt64, _ address: SocketAddress, _ request: [UInt8]) {
         let queue = queue
         let thread = try? DedicatedThread(name: "mesh-gateway") {
-            queue.post(.gatewayAnswer(id: id, GatewayHTTP.exchange(address, request)))
+            queue.post(
+                .gatewayAnswer(id: id, GatewayHTTP.exchange(address, request, limit: GatewayHTTP.limit)))
         }
         thread?.detach()
     }
 
+    /// Names that are looked up at once. A resolver that says nothing keeps a thread for ten seconds or more.
+    private static let resolverThreads = 8
+
+    /// Tells the engine at once of what needs no looking up or is known from before, and then of each name that is
+    /// found: a dead one holds up nobody.
     private func resolveStunServers() {
-        let map = state.withLock { $0.derpMap }
-        let queue = queue
-        // Looking up a name blocks: never in the cooperative pool.
-        let thread = try? DedicatedThread(name: "mesh-resolver") {
-            queue.post(.stunServers(ResolvedServer.all(of: map)))
+        let servers = state.withLock { $0.derpMap }.stunServers
+        stunServers.withLock { known in
+            known = known.filter { servers.contains($0.key) }
+            for server in servers where server.hostName.isEmpty {
+                known[server] = ResolvedServer.literal(server)
+            }
         }
-        thread?.detach()
+        let names = servers.filter { !$0.hostName.isEmpty }
+        if names.count < servers.count || names.isEmpty { postStunServers(servers) }
+        for lane in 0..<min(Self.resolverThreads, names.count) {
+            // Looking up a name blocks: never in the cooperative pool.
+            let thread = try? DedicatedThread(name: "mesh-resolver") { [self] in
+                for place in stride(from: lane, to: names.count, by: Self.resolverThreads) {
+                    let found = ResolvedServer.lookUp(names[place])
+                    if !found.isEmpty { stunServers.withLock { $0[names[place]] = found } }
+                    postStunServers(servers)
+                }
+            }
+            thread?.detach()
+        }
+    }
+
+    private func postStunServers(_ servers: [DERPMap.STUNServer]) {
+        let known = stunServers.withLock { $0 }
+        queue.post(.stunServers(servers.flatMap { known[$0] ?? [] }))
     }
 }
 

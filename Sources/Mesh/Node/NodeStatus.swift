@@ -105,6 +105,10 @@ public struct NodeStatus: Hashable, Sendable {
     public var peers: [PeerStatus]
     /// Counters since the start.
     public var counters: NodeCounters
+    /// Counters of the TCP/IP stack since the start.
+    public var stack = StackCounters()
+    /// Bytes that all streams hold between descriptors and peers.
+    public var bufferBytes = 0
     /// Local UDP ports: IPv4 and IPv6, 0 where there is no socket.
     public var ports: (v4: UInt16, v6: UInt16) { (portV4, portV6) }
     /// The address that the router forwards to this node, and by which protocol it was asked (`pcp`, `nat-pmp`,
@@ -112,6 +116,10 @@ public struct NodeStatus: Hashable, Sendable {
     public var portMapping: (address: SocketAddress, service: String)? {
         mappedAddress.map { ($0, mappedBy) }
     }
+    /// What this node knows of its own network.
+    public var network: PathExplanation.PeerNetwork
+    /// Own IPv4 address as a STUN server sees it.
+    public var globalV4: SocketAddress?
     /// Open streams and UDP flows.
     public var streams: Int
     /// Relay regions with an open connection.

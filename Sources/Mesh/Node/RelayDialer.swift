@@ -15,11 +15,16 @@ public protocol RelayDialer: Sendable {
 
     /// Why WebSocket was needed for regions so far: region to text. Published in the own node.
     func forcedWebSocketReasons() -> [Int: String]
+
+    /// The machine is in another network, or the relays are others: what was learned of them may be wrong now.
+    func networkChanged()
 }
 
 extension RelayDialer {
     /// No region needed WebSocket.
     public func forcedWebSocketReasons() -> [Int: String] { [:] }
+    /// Nothing was learned.
+    public func networkChanged() {}
 }
 
 /// Outcome of one latency measurement.

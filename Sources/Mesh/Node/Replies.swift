@@ -24,6 +24,7 @@ enum EngineNotice: Sendable {
     case dialRelay(region: Int, attempt: UInt64)
     case cancelRelay(region: Int)
     case measureLatencies
+    case networkChanged
     case resolveStunServers
     case askGateway(id: UInt64, SocketAddress, [UInt8])
     case stopped

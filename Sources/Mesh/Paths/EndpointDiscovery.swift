@@ -16,8 +16,10 @@ package struct EndpointDiscovery: ~Copyable, Sendable {
         package var tries: [Interval] = [0, 150, 450, 1_000].map { .milliseconds($0) }
         /// Between runs: at least and at most. Below the life of a NAT's mapping (30 s).
         package var period = (least: Interval.seconds(20), most: Interval.seconds(26))
-        /// Servers that are asked.
+        /// Servers that are asked: of each region the first, then of each the second, and so on.
         package var servers = 32
+        /// Servers of one region: as many as upstream asks.
+        package var serversPerRegion = 3
         /// Addresses of one name and family that are asked.
         package var addressesPerServer = 1
         /// Addresses of interfaces that are offered.
@@ -89,7 +91,13 @@ package struct EndpointDiscovery: ~Copyable, Sendable {
 
     /// Which servers there are, with their names resolved.
     package mutating func setServers(_ servers: [Server], now: Instant) {
-        let bounded = servers.prefix(limits.servers).map { server in
+        var rank: [Int: Int] = [:]
+        let ranked = servers.enumerated().map { place, server in
+            defer { rank[server.region, default: 0] += 1 }
+            return (rank: rank[server.region, default: 0], place: place)
+        }
+        let chosen = ranked.filter { $0.rank < limits.serversPerRegion }.sorted { $0 < $1 }
+        let bounded = chosen.prefix(limits.servers).map { servers[$0.place] }.map { server in
             let v4 = server.addresses.filter(\.ip.isV4).prefix(limits.addressesPerServer)
             let v6 = server.addresses.filter { !$0.ip.isV4 }.prefix(limits.addressesPerServer)
             return Server(region: server.region, addresses: Array(v4) + Array(v6))
@@ -155,6 +163,9 @@ package struct EndpointDiscovery: ~Copyable, Sendable {
     package var surroundings: PathSurroundings {
         var result = PathSurroundings()
         result.stunServers = servers.count { !$0.addresses.isEmpty }
+        let hosts = Set(servers.flatMap { $0.addresses.map(\.ip) })
+        let v4 = hosts.count(where: \.isV4)
+        result.stunHosts = max(v4, hosts.count - v4)
         result.hasUDP = report.udp ? true : lastReport?.udp
         result.mappingVaries = report.mappingVariesByDestIP ?? lastReport?.mappingVariesByDestIP
         result.hasV4 = hasV4 && local.contains(where: \.ip.isV4)

@@ -108,6 +108,16 @@ public enum DoubtReason: String, Hashable, Sendable, Codable {
     case silent
     /// The peer's packets come from another port now.
     case moved
+    /// The peer's packets come through a relay again: its side of the path failed.
+    case relayed
+
+    /// Whether packets that just left were surely lost.
+    package var meansLoss: Bool {
+        switch self {
+        case .unanswered, .silent, .sendFailed, .dataDead, .relayed: true
+        case .expired, .linkChanged, .moved: false
+        }
+    }
 }
 
 /// Why the chosen address was given up.

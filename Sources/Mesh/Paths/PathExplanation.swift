@@ -4,6 +4,8 @@
 package struct PathSurroundings: Hashable, Sendable {
     /// STUN servers that are asked.
     package var stunServers = 0
+    /// Hosts that they are on.
+    package var stunHosts = 0
     /// Whether one answered; nil while the first round is under way.
     package var hasUDP: Bool?
     /// Whether they see different addresses.
@@ -77,6 +79,54 @@ public struct PathExplanation: Hashable, Sendable {
     public var candidates: [Candidate]
     /// Own addresses, as the peer hears of them.
     public var ownEndpoints: [SocketAddress]
+    /// What the peer says of its own network, if it was asked.
+    public var peerNetwork: PeerNetwork?
+
+    /// What a peer knows of its own network; nil for what it does not know.
+    public struct PeerNetwork: Hashable, Sendable {
+        /// Whether a STUN server answered it.
+        public var hasUDP: Bool?
+        /// Whether STUN servers see it at different addresses.
+        public var mappingVaries: Bool?
+        /// Whether direct connections are switched off there.
+        public var blocksDirect: Bool
+
+        /// What a peer said.
+        public init(hasUDP: Bool?, mappingVaries: Bool?, blocksDirect: Bool) {
+            self.hasUDP = hasUDP
+            self.mappingVaries = mappingVaries
+            self.blocksDirect = blocksDirect
+        }
+    }
+
+    /// The peer does not answer inside the tunnel, whatever answers outside of it.
+    public mutating func noteSilentTunnel() {
+        switch outcome {
+        case .direct: reason = .dataDead
+        case .relayed: if reason != .dataDead { reason = .peerSilent }
+        case .unreachable: break
+        }
+        outcome = .unreachable
+    }
+
+    /// What could only be guessed of the peer's half is replaced by what the peer knows.
+    public mutating func refine(_ peer: PeerNetwork) {
+        peerNetwork = peer
+        guard outcome == .relayed else { return }
+        switch reason {
+        case .timeout, .udpBlockedPeer, .policyPeer, .hardNATBoth, .stunMissing: break
+        default: return
+        }
+        if peer.blocksDirect {
+            reason = .policyPeer
+        } else if peer.hasUDP == false {
+            reason = .udpBlockedPeer
+        } else if peer.mappingVaries == true {
+            reason = .hardNATBoth
+        } else if reason == .udpBlockedPeer || reason == .policyPeer {
+            reason = .timeout
+        }
+    }
 
     /// One line of advice; nil when there is nothing to say.
     public var advice: String? { reason?.advice }
@@ -89,6 +139,8 @@ extension Paths {
     ) -> PathExplanation? {
         guard let slot = slotOfID[id] else { return nil }
         let peer = peers[slot]!
+        var surroundings = surroundings
+        if surroundings.hasUDP == false, hasHeardDirectly(peer, now: now) { surroundings.hasUDP = true }
         let direct = peer.best.flatMap { $0.isTrusted(at: now) ? $0.measured : nil }
         var candidates = peer.candidates.enumerated().map { index, candidate in
             explain(slot, index, candidate, isChosen: candidate.address == direct?.address, surroundings, now)
@@ -120,6 +172,15 @@ extension Paths {
             relayLatency: peer.relayLatency, reason: reason,
             sinceCallMeMaybe: peer.offeredAt.map { now.since($0) }, candidates: candidates,
             ownEndpoints: isDirectBlocked ? [] : ownEndpoints)
+    }
+
+    /// Whether a ping or an answer of the peer came by UDP just now: STUN servers may be silent for reasons of theirs.
+    private func hasHeardDirectly(_ peer: PathPeer, now: Instant) -> Bool {
+        peer.candidates.contains { candidate in
+            [candidate.pingedUsAt, candidate.answeredAt].contains { at in
+                at.map { now.since($0) <= limits.pingTimeout } ?? false
+            }
+        }
     }
 
     private func explain(
@@ -155,7 +216,9 @@ extension Paths {
             return .noAddressFamily
         }
         if candidate.probes == 0 { return .notTried }
-        if surroundings.stunServers > 0, surroundings.hasUDP == false { return .udpBlocked }
+        if surroundings.stunServers > 0, surroundings.hasUDP == false {
+            return surroundings.stunHosts <= 1 ? .stunSilent : .udpBlocked
+        }
         // A private address of another network tells nothing about NATs.
         let isOutside = !candidate.address.ip.isPrivate && !candidate.address.ip.isLinkLocal
         if isOutside, candidate.address.ip.isV4, surroundings.mappingVaries == true { return .hardNATBoth }
@@ -170,7 +233,9 @@ extension Paths {
         if isDirectBlocked { return .policy }
         let reasons = Set(candidates.compactMap(\.reason))
         for reason in [PathReason.dataDead, .mtu] where reasons.contains(reason) { return reason }
-        if surroundings.stunServers > 0, surroundings.hasUDP == false { return .udpBlocked }
+        if surroundings.stunServers > 0, surroundings.hasUDP == false {
+            return surroundings.stunHosts <= 1 ? .stunSilent : .udpBlocked
+        }
         let named = candidates.filter { $0.reason != .unusableAddress && $0.reason != .policy }
         if named.isEmpty { return .policyPeer }
         if surroundings.stunServers == 0 { return .stunMissing }

@@ -27,6 +27,8 @@ package enum PathInput: Hashable, Sendable, Codable {
     case moved(SocketAddress)
     /// Packets leave on the chosen address and nothing comes back.
     case silence
+    /// The peer, which was heard directly, is heard through a relay.
+    case relayedAgain
     /// Somebody asked for a ping.
     case userPing(token: UInt64)
     /// A deadline passed.
@@ -72,6 +74,9 @@ extension Paths {
         case .directData(let address): handleDirectData(address, slot, now: now)
         case .moved(let address): handleMove(address, slot, now: now)
         case .silence: handleSilence(slot, now: now)
+        case .relayedAgain:
+            doubtBest(slot, .relayed, now: now)
+            arm(slot)
         case .userPing(let token): handleUserPing(token, slot, now: now)
         case .timeout:
             handleTimeout(slot, now: now)

@@ -85,6 +85,10 @@ struct PathPeer: Sendable {
     var refused: [Refused] = []
     /// When authenticated packets came last. Not part of a record: nothing is decided by it.
     var heardAt: Instant?
+    /// Whether such packets came straight from the peer since an address was chosen, when the last did, and since when
+    /// they come through a relay instead. Not part of a record: their effects are.
+    var directHeardAt: Instant?
+    var relayedSince: Instant?
     /// The newest unknown address that such packets came from.
     var lastMove: SocketAddress?
     /// Since when packets leave and none come back; never while they do. Not part of a record: its effects are.

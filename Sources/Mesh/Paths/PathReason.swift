@@ -4,6 +4,8 @@
 public enum PathReason: String, Hashable, Sendable, Codable, CaseIterable {
     /// UDP does not leave this network.
     case udpBlocked = "udp-blocked"
+    /// The only host with STUN servers is silent: UDP does not leave this network, or the server's port is not open.
+    case stunSilent = "stun-silent"
     /// UDP does not leave the peer's network, as it seems.
     case udpBlockedPeer = "udp-blocked-peer"
     /// Small packets get through, full ones do not.
@@ -39,11 +41,13 @@ public enum PathReason: String, Hashable, Sendable, Codable, CaseIterable {
     public var words: String {
         switch self {
         case .udpBlocked: "no STUN server answers: UDP does not leave this network"
-        case .udpBlockedPeer: "the peer names private addresses only: UDP does not seem to leave its network"
+        case .stunSilent:
+            "the only STUN host does not answer: its ports are closed, or UDP does not leave this network"
+        case .udpBlockedPeer: "UDP does not leave the peer's network: it knows no outside address of its own"
         case .mtu: "small packets get through, packets of the tunnel (1312 bytes) do not"
         case .hardNATBoth:
-            "this side's NAT uses another port for each destination, and the peer's lets in only those it "
-                + "has sent to"
+            "the NAT of one side uses another port for each destination, and the other's lets in only those "
+                + "it has sent to"
         case .policy: "direct connections are switched off on this side"
         case .policyPeer: "the peer names no addresses: direct connections seem to be switched off there"
         case .stunMissing: "there is no STUN server, so this side cannot know its outside address"
@@ -65,6 +69,9 @@ public enum PathReason: String, Hashable, Sendable, Codable, CaseIterable {
         case .udpBlocked:
             "Let UDP out at the firewall (any port, or at least to port 3478 and to the peer's addresses); "
                 + "until then everything works, through the relay."
+        case .stunSilent:
+            "Ask the administrator whether UDP ports 3478 and 3479 of the server are open, or to set "
+                + "--derp-server-stun-addresses; if they are, let UDP out at this network's firewall."
         case .udpBlockedPeer:
             "Let UDP out at the firewall of the peer's network; 'coder netcheck' run there shows what it sees."
         case .mtu:

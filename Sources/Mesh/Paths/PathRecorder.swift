@@ -10,8 +10,8 @@ package struct RecorderLimits: Hashable, Sendable {
     package var partEntries = 1_024
     /// Parts that ended before this are dropped.
     package var history = Interval.seconds(1_800)
-    /// Entries of one peer: half an hour of a busy one, 300 KiB at most.
-    package var peerEntries = 4_096
+    /// Entries of one peer: half an hour of a busy one, some 600 KiB at most.
+    package var peerEntries = 8_192
     /// Entries of all peers; the peer that has most gives first.
     package var allEntries = 32_768
     /// Inputs that concern all peers.

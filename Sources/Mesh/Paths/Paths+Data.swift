@@ -10,6 +10,28 @@ extension Paths {
         handle(.dataDead(isCertain: isCertain), slot, now: now)
     }
 
+    /// An authenticated packet of the peer came through a relay. While its address is trusted that is news: the peer
+    /// gave the path up before we did, or data dies on it in one direction.
+    mutating func noteRelayed(_ slot: Int, now: Instant) {
+        guard let best = peers[slot]!.best, best.isTrusted(at: now) else {
+            peers[slot]!.silentSince = .never
+            return
+        }
+        // What was sent before the peer took the direct path may still be on its way.
+        if let heard = peers[slot]!.directHeardAt, now.since(heard) < limits.silence(best) { return }
+        guard let since = peers[slot]!.relayedSince else {
+            peers[slot]!.relayedSince = now
+            if peers[slot]!.directHeardAt != nil { handle(.relayedAgain, slot, now: now) }
+            return
+        }
+        let limit =
+            peers[slot]!.directHeardAt == nil ? limits.relayedData.unheard : limits.relayedData.heard
+        guard now.since(since) > limit else { return }
+        // Once, until it is heard directly again.
+        peers[slot]!.relayedSince = now + limits.shun
+        handle(.dataDead(isCertain: false), slot, now: now)
+    }
+
     /// An authenticated packet of the peer came from this address.
     package mutating func noteDirectData(_ id: PeerID, from address: SocketAddress, now: Instant) {
         guard let slot = slotOfID[id] else { return }

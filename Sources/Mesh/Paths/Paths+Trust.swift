@@ -99,6 +99,8 @@ extension Paths {
         let previous = peers[slot]!.best?.measured.address
         peers[slot]!.best = begin(measured, slot, trustUntil: trustUntil, now: now)
         peers[slot]!.silentSince = .never
+        peers[slot]!.directHeardAt = nil
+        peers[slot]!.relayedSince = nil
         peers[slot]!.fruitlessRounds = 0
         report(.chosen(measured.address, latency: measured.latency, previous: previous), slot, now: now)
     }

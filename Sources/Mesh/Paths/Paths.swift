@@ -46,6 +46,9 @@ public struct Paths: ~Copyable, Sendable {
         package var deadTwice = Interval.seconds(15)
         /// An address that answers pings is given up after so long without data.
         package var dataDoubt = Interval.milliseconds(1_500)
+        /// Packets of the peer come through a relay for so long though its address is trusted: data dies on the way.
+        /// The longer time is for a peer that was never heard directly, which may not have found the path yet.
+        package var relayedData = (heard: Interval.milliseconds(400), unheard: Interval.seconds(1))
         /// An address that answered pings but lost data is not chosen for this long, doubling up to 32 times.
         package var shun = Interval.seconds(10)
         /// Between small pings that find out whether a path is too narrow, and how many addresses get them.
@@ -234,10 +237,13 @@ public struct Paths: ~Copyable, Sendable {
     package mutating func noteReceived(_ id: PeerID, from source: SocketAddress? = nil, now: Instant) {
         hearsPackets = true
         guard let slot = slotOfID[id] else { return }
-        peers[slot]!.silentSince = .never
         peers[slot]!.heardAt = now
-        if let source { noteDirectData(slot, from: source, now: now) }
-        guard let source, slotOfAddress[source] != slot, peers[slot]!.lastMove != source, !isDirectBlocked
+        guard let source else { return noteRelayed(slot, now: now) }
+        peers[slot]!.silentSince = .never
+        peers[slot]!.directHeardAt = now
+        peers[slot]!.relayedSince = nil
+        noteDirectData(slot, from: source, now: now)
+        guard slotOfAddress[source] != slot, peers[slot]!.lastMove != source, !isDirectBlocked
         else { return }
         // Once per address: a NAT that gives a new port to each packet must not make us ping for ever.
         peers[slot]!.lastMove = source

@@ -58,6 +58,8 @@ package struct PortMapper: Sendable {
         var external: SocketAddress
         var renewAt: Instant
         var expires: Instant
+        /// UPnP's only: where it was asked for.
+        var upnp: UPnP.Service?
     }
 
     private enum HTTPStep {
@@ -120,7 +122,7 @@ package struct PortMapper: Sendable {
         if next != nil { search(now) }
     }
 
-    /// Gives the mapping back, as far as one datagram can: UPnP's ends with its lease.
+    /// Gives the mapping back, by one datagram or one HTTP request whose answer does not matter.
     package mutating func release() {
         guard let network, let mapping else { return }
         switch mapping.service {
@@ -128,7 +130,15 @@ package struct PortMapper: Sendable {
         case .natPMP:
             let bytes = NATPMP.mapRequest(internalPort: network.port, externalPort: 0, lifetimeSeconds: 0)
             push(.udp(SocketAddress(network.gateway, port: NATPMP.port), bytes))
-        case .upnp: break
+        case .upnp:
+            guard let service = mapping.upnp else { return }
+            let call = UPnP.call(
+                "DeletePortMapping",
+                [
+                    "NewRemoteHost": "", "NewExternalPort": "\(mapping.external.port)", "NewProtocol": "UDP",
+                ], of: service, gateway: network.gateway)
+            push(.http(id: nextStep, SocketAddress(network.gateway, port: service.control.port), call))
+            nextStep += 1
         }
     }
 
@@ -236,8 +246,8 @@ package struct PortMapper: Sendable {
         outputs.append(output)
     }
 
-    /// The next thing to send.
-    package mutating func nextOutput() -> Output? { outputs.popFirst() }
+    /// The next thing to send. Not inlined: Swift 6.3.1 fails on that in the engine.
+    @inline(never) package mutating func nextOutput() -> Output? { outputs.popFirst() }
 
     // MARK: Answers
 
@@ -393,6 +403,7 @@ package struct PortMapper: Sendable {
             if answer.status == 200 {
                 let reserved = UPnP.element("NewReservedPort", of: body).flatMap { UInt16($0) }
                 take(.upnp, SocketAddress(ip, port: reserved ?? port), limits.lifetimeSeconds, now)
+                if mapping?.service == .upnp { mapping?.upnp = service }
                 return
             }
             switch UPnP.element("errorCode", of: body).flatMap({ Int($0) }) {

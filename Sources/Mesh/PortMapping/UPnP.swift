@@ -141,6 +141,17 @@ package enum UPnP {
         return (status, String(decoding: body, as: UTF8.self))
     }
 
+    /// Whether an answer that says its length is there as a whole: some routers leave the connection open.
+    package static func isComplete(_ bytes: [UInt8]) -> Bool {
+        let mark = Array("\r\n\r\n".utf8)
+        guard let end = bytes.indices.first(where: { bytes[$0...].starts(with: mark) }) else { return false }
+        let lines = String(decoding: bytes[..<end], as: UTF8.self).lowercased().split { $0.isNewline }
+        guard let line = lines.first(where: { $0.hasPrefix("content-length:") }),
+            let length = Int(trim(line.dropFirst(15)))
+        else { return false }
+        return bytes.count - end - mark.count >= length
+    }
+
     /// Longest HTTP answer that is read, bytes.
     package static let responseLimit = 64 << 10
 

@@ -10,8 +10,8 @@ package protocol ConfigurableTunnel: Sendable {
     func apply(_ settings: [UAPI.Setting], _ cursor: UAPI.Cursor) -> (UAPI.Cursor, UAPI.Failure?)
     /// Ends the operation.
     func finish(_ cursor: UAPI.Cursor)
-    /// All that `get` tells.
-    func status() -> UAPI.Status
+    /// All that `get` tells; nil when the tunnel has ended.
+    func status() -> UAPI.Status?
 }
 
 /// Serves `/var/run/wireguard/NAME.sock` to `wg` and its like, on a thread of its own: a client that is slow to
@@ -224,7 +224,9 @@ private final class Client {
             guard !isWriting else { continue }
             let result = unsafe buffer.withUnsafeMutableBytes { unsafe Descriptor.read(number, into: $0) }
             switch result {
-            case .moved(let count): session.receive(buffer[..<count])
+            case .moved(let count):
+                session.receive(buffer[..<count])
+                buffer.wipe(first: count)
             case .wouldBlock: return true
             case .end, .failed: return false
             }
@@ -240,6 +242,8 @@ private final class Client {
             guard case .moved(let count) = result else { return result }
             written += count
         }
+        // Keys are in it, and much memory.
+        answer.wipe()
         answer = []
         written = 0
         return .moved(0)
@@ -247,7 +251,7 @@ private final class Client {
 
     private func handle(_ event: UAPI.Session.Event, _ tunnel: any ConfigurableTunnel) -> Bool {
         switch event {
-        case .get: answer = tunnel.status().answer
+        case .get: answer = tunnel.status()?.answer ?? UAPI.answer(.ended)
         case .begin:
             cursor = UAPI.Cursor()
             failure = nil

@@ -17,12 +17,13 @@ extension TunnelLoop {
             bytes += message.length
             counters.receivedMessages &+= 1
             let source = SocketAddress(message.source)
+            let place = Place(remote: message.source, local: received.localAddress(of: index))
             var offset = message.offset
             let end = message.offset + message.length
             while offset < end {
                 let next = min(offset + message.segment, end)
                 let datagram = unsafe UnsafeMutableRawBufferPointer(rebasing: received.memory[offset..<next])
-                unsafe receive(datagram, from: source, message.source)
+                unsafe receive(datagram, from: source, place)
                 offset = next
             }
         }
@@ -34,30 +35,30 @@ extension TunnelLoop {
     /// One datagram. Nothing is accepted without a key of ours.
     @inline(__always)
     private mutating func receive(
-        _ datagram: UnsafeMutableRawBufferPointer, from source: SocketAddress, _ endpoint: KernelAddress
+        _ datagram: UnsafeMutableRawBufferPointer, from source: SocketAddress, _ place: Place
     ) {
         counters.receivedDatagrams &+= 1
         guard device.hasPrivateKey else { return }
         switch unsafe device.receive(datagram, from: .address(source), now: now) {
         case .packet(let peer, let range):
-            noteEndpoint(peer, endpoint)
+            note(peer, at: place)
             if coalescer.isFull { writeDevice() }
             unsafe coalescer.add(datagram.baseAddress! + range.lowerBound, length: range.count)
-        case .keepalive(let peer), .handshake(let peer):
-            noteEndpoint(peer, endpoint)
+        case .keepalive(let peer), .handshake(let peer), .refused(let peer, _):
+            note(peer, at: place)
         case .reply(let length):
             if burst.isFull(for: length) { flush() }
             unsafe UnsafeMutableRawBufferPointer(rebasing: burst.memory[burst.used...]).copyMemory(
                 from: UnsafeRawBufferPointer(rebasing: datagram[..<length]))
-            burst.append(length, to: endpoint)
+            burst.append(length, to: place.remote, from: place.local)
         case .cookie, .dropped: break
         }
     }
 
-    /// An authenticated packet came from here: the peer is there now.
+    /// An authenticated packet came from there: the peer is there now, and knows us by that address of ours.
     @inline(__always)
-    private mutating func noteEndpoint(_ peer: WireGuard.PeerIndex, _ source: KernelAddress) {
-        if kernelEndpoint(of: peer) != source { place(source, of: Int(peer.slot)) }
+    private mutating func note(_ peer: WireGuard.PeerIndex, at place: Place) {
+        if whereabouts(of: peer) != place { setPlace(place, of: peer) }
     }
 
     /// Writes everything that was opened.

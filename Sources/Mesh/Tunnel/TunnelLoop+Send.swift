@@ -54,19 +54,18 @@ extension TunnelLoop {
             counters.unroutable &+= UInt64(segmenter.count)
             return
         }
-        guard let endpoint = kernelEndpoint(of: peer) else {
+        guard let place = whereabouts(of: peer) else {
             counters.withoutEndpoint &+= UInt64(segmenter.count)
             return
         }
         guard let session = device.beginBurst(peer, packets: segmenter.count, now: now) else {
             return stage(segmenter, for: peer)
         }
-        seal(segmenter, session, to: endpoint)
+        seal(segmenter, session, to: place)
     }
 
     @inline(__always)
-    private mutating func seal(_ segmenter: Segmenter, _ session: WireGuard.Burst, to endpoint: KernelAddress)
-    {
+    private mutating func seal(_ segmenter: Segmenter, _ session: WireGuard.Burst, to place: Place) {
         let template = unsafe scratch.bytes.baseAddress!
         var sealed = 0
         for index in 0..<segmenter.count {
@@ -75,7 +74,7 @@ extension TunnelLoop {
             let length = unsafe device.seal(
                 session, segment.start, length: segment.length,
                 into: burst.memory.baseAddress! + burst.used)
-            burst.append(length, to: endpoint)
+            burst.append(length, to: place.remote, from: place.local)
             sealed += length
         }
         device.endBurst(session, bytes: sealed, now: now)

@@ -21,7 +21,7 @@ extension TunnelLoop: UAPI.Interface {
     }
 
     package func place(of peer: WireGuard.PeerIndex) -> UAPI.Endpoint? {
-        guard let address = kernelEndpoint(of: peer) else { return nil }
+        guard let address = whereabouts(of: peer)?.remote else { return nil }
         let scope = address.scope == 0 ? "" : InterfaceName.name(address.scope)
         return UAPI.Endpoint(SocketAddress(address), scope: scope)
     }
@@ -34,10 +34,10 @@ extension TunnelLoop: UAPI.Interface {
             guard let number = InterfaceName.number(endpoint.scope) else { throw .badValue }
             address.scope = number
         }
-        place(address, of: Int(peer.slot))
+        setPlace(Place(remote: address), of: peer)
     }
 
-    package mutating func forgetPlace(of peer: WireGuard.PeerIndex) { place(nil, of: Int(peer.slot)) }
+    package mutating func forgetPlace(of peer: WireGuard.PeerIndex) { setPlace(nil, of: peer) }
 }
 
 extension WireGuardTunnel: ConfigurableTunnel {
@@ -53,7 +53,7 @@ extension WireGuardTunnel: ConfigurableTunnel {
                 return (cursor, error)
             }
         }
-        return result ?? (cursor, .system(Self.ended))
+        return result ?? (cursor, .ended)
     }
 
     package func finish(_ cursor: UAPI.Cursor) {
@@ -63,8 +63,8 @@ extension WireGuardTunnel: ConfigurableTunnel {
         }
     }
 
-    package func status() -> UAPI.Status {
-        let status = perform { loop in
+    package func status() -> UAPI.Status? {
+        perform { loop in
             let wall = Clock.wallTime()
             // Both clocks are read at the same moment, so that a handshake's time stays the same.
             let now = Instant(nanoseconds: Clock.monotonicNanoseconds())
@@ -73,9 +73,5 @@ extension WireGuardTunnel: ConfigurableTunnel {
                 wallTime: WireGuard.WallTime(
                     seconds: UInt64(max(0, wall.seconds)), nanoseconds: wall.nanoseconds))
         }
-        return status ?? UAPI.Status(privateKey: nil, listenPort: 0, firewallMark: 0, peers: [])
     }
-
-    /// ENODEV
-    private static let ended: Int32 = 19
 }

@@ -25,6 +25,8 @@ package struct TunnelLoop: ~Copyable {
         package var receives: UInt64 = 0
         package var receivedMessages: UInt64 = 0
         package var receivedDatagrams: UInt64 = 0
+        /// Datagrams to an address of a family that this machine lacks.
+        package var withoutSocket: UInt64 = 0
     }
 
     enum Source: UInt64 {
@@ -40,8 +42,7 @@ package struct TunnelLoop: ~Copyable {
     let mailbox: TunnelMailbox
     let epoll: Epoll
     let events = EpollEvents()
-    let linkMonitor: LinkMonitor
-    let tun: TUNDevice
+    var tun: TUNDevice
     var v4: UDPSocket?
     var v6: UDPSocket?
     var received = ReceiveBurst()
@@ -55,8 +56,12 @@ package struct TunnelLoop: ~Copyable {
 
     /// All peers and sessions.
     package var device: WireGuard.Device
-    /// By slot of the peer.
-    var endpoints: [KernelAddress?] = []
+    /// Where peers are, by their slots.
+    var places: [Place?] = []
+    /// Of sockets that were closed.
+    var formerSockets = UDPSocket.Counters()
+    /// Whether sends are cut by the kernel, until a device refuses it.
+    var usesSegmentation = false
     /// The peer that the last packet went to.
     var lastDestination: IPAddress?
     var lastPeer: WireGuard.PeerIndex?
@@ -81,10 +86,9 @@ package struct TunnelLoop: ~Copyable {
     init(name: String, options: WireGuardTunnel.Options, mailbox: TunnelMailbox) throws(SystemError) {
         let epoll = try Epoll()
         let tun = try TUNDevice(name: name, offload: options.deviceOffload)
-        let linkMonitor = try LinkMonitor()
         try tun.setMTU(options.mtuBytes)
         try epoll.add(mailbox.wakeUp.number, .read, token: Source.wakeUp.rawValue)
-        try epoll.add(linkMonitor.number, .read, token: Source.link.rawValue)
+        try epoll.add(tun.monitor.number, .read, token: Source.link.rawValue)
         try epoll.add(tun.number, .read, token: Source.device.rawValue)
 
         self.options = options
@@ -96,18 +100,28 @@ package struct TunnelLoop: ~Copyable {
             joinsTCP: tun.offload.contains(.tcp), joinsUDP: tun.offload.contains(.udp))
         self.epoll = epoll
         self.tun = tun
-        self.linkMonitor = linkMonitor
         v4 = nil
         v6 = nil
+        reportBackEnd()
+        reportOffload()
+    }
+
+    private func reportBackEnd() {
+        if options.backEnd == WireGuard.PacketCipher.preferred {
+            for backEnd in WireGuard.PacketCipher.choice.failed {
+                options.log(.error, "AEAD: \(backEnd.rawValue) failed its self-test and is not used")
+            }
+        }
+        options.log(.detail, "AEAD: \(options.backEnd.rawValue)")
     }
 
     private func reportOffload() {
         if !tun.offload.contains(.header) {
-            options.log("TUN: no virtio header, so one packet per read and write")
+            options.log(.notice, "TUN: no virtio header, so one packet per read and write")
         } else if !tun.offload.contains(.tcp) {
-            options.log("TUN: no TCP offload, so one packet per read and write")
+            options.log(.notice, "TUN: no TCP offload, so one packet per read and write")
         } else if !tun.offload.contains(.udp) {
-            options.log("TUN: no UDP offload (Linux 6.2 has it), so one datagram per read and write")
+            options.log(.notice, "TUN: no UDP offload (Linux 6.2 has it), so one datagram per read and write")
         }
     }
 
@@ -119,7 +133,7 @@ package struct TunnelLoop: ~Copyable {
             try tun.setSegmentLimits(
                 count: max(1, min(segments, DatagramRun.countLimit)), bytes: 65_536)
         } catch {
-            options.log("TUN: limits stay as they are (\(error))")
+            options.log(.error, "TUN: limits stay as they are (\(error))")
         }
     }
 
@@ -128,7 +142,6 @@ package struct TunnelLoop: ~Copyable {
     /// Runs until told to stop or the device is gone.
     mutating func run() {
         DedicatedThread.takeShortTurns(nanoseconds: Self.turnNanoseconds, nice: TurnPolicy.standardNiceness)
-        reportOffload()
         limitQueue()
         checkLink()
         while isRunning {
@@ -140,7 +153,7 @@ package struct TunnelLoop: ~Copyable {
                 case .device: readDevice()
                 case .udp4: receive(isV4: true)
                 case .udp6: receive(isV4: false)
-                case .link: if linkMonitor.drain() { checkLink() }
+                case .link: if tun.monitor.drain() { checkLink() }
                 case nil: break
                 }
             }
@@ -180,22 +193,24 @@ package struct TunnelLoop: ~Copyable {
     mutating func deviceIsGone() {
         guard isRunning else { return }
         isRunning = false
-        options.log("the device is gone")
+        options.log(.detail, "the device is gone")
         options.ended()
     }
 
-    /// Handshakes, keepalives, packets that waited for a handshake.
+    /// Handshakes, keepalives, packets that waited for a handshake. While the link is down they stay in the
+    /// device: an initiation that was made and thrown away would put off the next one by five seconds.
     mutating func sendControl() {
+        guard isUp else { return }
         while device.hasOutput {
             if burst.isFull(for: device.outputSize) { flush() }
-            let place = unsafe UnsafeMutableRawBufferPointer(rebasing: burst.memory[burst.used...])
+            let memory = unsafe UnsafeMutableRawBufferPointer(rebasing: burst.memory[burst.used...])
             let wall = Clock.wallTime()
             let time = WireGuard.WallTime(
                 seconds: UInt64(max(0, wall.seconds)), nanoseconds: wall.nanoseconds)
-            guard let output = unsafe device.nextOutput(into: place, now: now, wallTime: time) else { break }
-            guard isUp else { continue }
-            if let endpoint = kernelEndpoint(of: output.peer) {
-                burst.append(output.length, to: endpoint)
+            guard let output = unsafe device.nextOutput(into: memory, now: now, wallTime: time) else { break }
+            if output.followsSilence { forgetLocal(of: output.peer) }
+            if let place = whereabouts(of: output.peer) {
+                burst.append(output.length, to: place.remote, from: place.local)
             } else {
                 counters.withoutEndpoint &+= 1
             }
@@ -205,6 +220,7 @@ package struct TunnelLoop: ~Copyable {
     /// Gives everything sealed to the kernel.
     mutating func flush() {
         guard !burst.isEmpty else { return }
-        _ = burst.flush(v4: &v4, v6: &v6)
+        counters.withoutSocket &+= UInt64(burst.flush(v4: &v4, v6: &v6))
+        noteSends()
     }
 }

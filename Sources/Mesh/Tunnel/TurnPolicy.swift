@@ -8,7 +8,7 @@
 struct TurnPolicy {
     /// Niceness while packets come one by one, and while super-packets do.
     static let standardNiceness: Int32 = -5
-    static let bulkNiceness: Int32 = -12
+    static let bulkNiceness: Int32 = -13
     /// Turns between two looks.
     private static let period: UInt64 = 64
     /// Packets per call of the kernel from which traffic counts as bulk.

@@ -9,6 +9,16 @@ internal import Synchronization
 ///
 /// The device exists from `init` to `close`. Traffic flows while its link is up (`ip link set NAME up`).
 public final class WireGuardTunnel: Sendable {
+    /// What a line of the log is worth.
+    public enum Importance: Sendable {
+        /// What happens to the link.
+        case detail
+        /// A feature of the kernel that is missing, so that packets cost more.
+        case notice
+        /// Something that does not work.
+        case error
+    }
+
     /// Choices that are made once.
     public struct Options: Sendable {
         /// Largest inner packet that the device begins with; `ip link set NAME mtu` changes it later.
@@ -20,12 +30,23 @@ public final class WireGuardTunnel: Sendable {
         /// Packets or super-packets that wait for us in the kernel. Less than the default's 500 loses packets whenever
         /// the thread waits for its turn.
         public var queueLength = 500
+        /// Whether to let the kernel glue datagrams together (`UDP_GRO`).
+        public var usesCoalescing = true
         /// One line for each feature that is missing, and for what happens to the link.
-        public var log: @Sendable (String) -> Void = { _ in }
+        public var log: @Sendable (Importance, String) -> Void = { _, _ in }
         /// Called once when the tunnel ended by itself, because the device was deleted.
         public var ended: @Sendable () -> Void = {}
         package var limits = WireGuard.Limits.tunnel
         package var backEnd = WireGuard.PacketCipher.preferred
+
+        /// Who computes the AEAD: `avx512`, `boringssl` or `sodium`; false when this machine cannot.
+        public mutating func choose(backEnd name: String) -> Bool {
+            guard let found = WireGuard.PacketCipher.BackEnd(rawValue: name),
+                WireGuard.PacketCipher.BackEnd.allCases.contains(found)
+            else { return false }
+            backEnd = found
+            return true
+        }
 
         /// The defaults.
         public init() {}

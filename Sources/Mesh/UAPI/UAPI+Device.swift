@@ -84,7 +84,9 @@ extension UAPI {
     ) throws(Failure) {
         switch setting {
         case .privateKey(let key):
-            if let removed = interface.device.setPrivateKey(key) { interface.forgetPlace(of: removed) }
+            if let removed = interface.device.setPrivateKey(key, now: now) {
+                interface.forgetPlace(of: removed)
+            }
         case .listenPort(let port): try interface.rebind(toPort: port)
         case .firewallMark(let mark): try interface.remark(mark)
         case .replacePeers:

@@ -40,6 +40,9 @@ package enum UAPI {
         /// The system refused with this `errno`.
         case system(Int32)
 
+        /// The interface is gone (ENODEV).
+        package static let ended = Failure.system(19)
+
         /// What goes into `errno=`: zero or below, with Linux' numbers.
         package var errorNumber: Int32 {
             switch self {

@@ -3,7 +3,7 @@
 extension UAPI {
     /// One client's bytes, cut into operations. No I/O: feed `receive`, then take `nextEvent` until nil.
     /// Settings are handed on in pieces while they come, as they would be carried out line by line. Keeps at
-    /// most one line.
+    /// most one line, and wipes what it has read: there are keys in it.
     package struct Session: Sendable {
         /// What the client wants.
         package enum Event: Sendable {
@@ -34,7 +34,8 @@ extension UAPI {
         private var state = State.idle
         private var lines = 0
         private var line: [UInt8] = []
-        private var input: ArraySlice<UInt8> = []
+        private var input: [UInt8] = []
+        private var position = 0
         private var piece: [Setting] = []
         private var waiting: [Event] = []
 
@@ -52,7 +53,8 @@ extension UAPI {
         /// Takes what was read. All events of earlier bytes have been taken.
         package mutating func receive(_ bytes: some Sequence<UInt8>) {
             precondition(input.isEmpty && waiting.isEmpty, "events are taken before more is read")
-            input = ArraySlice(Array(bytes))
+            input = Array(bytes)
+            position = 0
         }
 
         /// The next thing to do; nil: more bytes are needed.
@@ -62,7 +64,7 @@ extension UAPI {
                 if piece.count >= limits.settingsPerPiece { return takePiece() }
                 if nextLine() {
                     endOfLine()
-                    line.removeAll(keepingCapacity: true)
+                    line.wipe()
                 } else if waiting.isEmpty {
                     return takePiece()
                 }
@@ -78,24 +80,29 @@ extension UAPI {
         /// Moves bytes to `line` until it is complete. False: they do not suffice.
         private mutating func nextLine() -> Bool {
             if case .refused = state {
-                input = []
+                input.wipe()
                 return false
             }
-            let end = input.firstIndex(of: 0x0a)
-            let part = input[..<(end ?? input.endIndex)]
+            let rest = input[min(position, input.count)...]
+            let end = rest.firstIndex(of: 0x0a)
+            let part = rest[..<(end ?? rest.endIndex)]
             guard line.count + part.count <= limits.lineBytes else {
                 refuse(.lineTooLong)
                 return false
             }
             line += part
-            input = end.map { input[($0 + 1)...] } ?? []
-            return end != nil
+            guard let end else {
+                input.wipe()
+                return false
+            }
+            position = end + 1
+            return true
         }
 
         private mutating func refuse(_ failure: Failure) {
             state = .refused
-            input = []
-            line = []
+            input.wipe()
+            line.wipe()
             flush(then: .refuse(failure))
         }
 

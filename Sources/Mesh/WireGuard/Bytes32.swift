@@ -120,3 +120,17 @@ extension WireGuard {
         package init(bytes: some Collection<UInt8>) throws(KeyError) { value = try Bytes32(bytes: bytes) }
     }
 }
+
+extension [UInt8] {
+    /// Overwrites the first bytes so that the compiler cannot leave it out.
+    mutating func wipe(first count: Int) {
+        precondition(count <= self.count, "bytes that exist")
+        unsafe withUnsafeMutableBytes { if count > 0 { unsafe sodium_memzero($0.baseAddress!, count) } }
+    }
+
+    /// Overwrites all bytes and removes them; the memory stays.
+    mutating func wipe() {
+        wipe(first: count)
+        removeAll(keepingCapacity: true)
+    }
+}

@@ -63,11 +63,17 @@ extension WireGuard.Device {
         packetsSent(burst.peer, burst.pair, bytes: bytes, hasData: true, now: now)
     }
 
-    /// The link came up: peers with persistent keepalive hear of us at once.
-    mutating func wakePeers(now: Instant) {
-        for case let peer? in peers where peer.value.keepaliveInterval > 0 {
-            armPersistentKeepalive(peer, now: now)
-            sendKeepalive(peer, now: now)
+    /// The link came up: what was sent before says nothing of the way now, so nobody waits for an answer to it.
+    /// Peers with persistent keepalive, and those with packets waiting, hear of us at once.
+    package mutating func wakePeers(now: Instant) {
+        for case let peer? in peers {
+            peer.value.lastSentHandshake = nil
+            peer.value.timers.retransmit = .never
+            peer.value.attempts = 0
+            if peer.value.keepaliveInterval > 0 { armPersistentKeepalive(peer, now: now) }
+            if peer.value.keepaliveInterval > 0 || !peer.value.staged.isEmpty {
+                sendKeepalive(peer, now: now)
+            }
         }
     }
 }

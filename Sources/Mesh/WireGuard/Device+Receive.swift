@@ -15,6 +15,9 @@ extension WireGuard {
         /// We are under load. The first bytes of the datagram were overwritten with a reply that should go
         /// back to its source.
         case reply(length: Int)
+        /// An authentic packet of the peer, which is really at the datagram's source; but its content was dropped
+        /// and counted.
+        case refused(PeerIndex, DropReason)
         /// Dropped and counted.
         case dropped(DropReason)
     }
@@ -54,6 +57,14 @@ extension WireGuard.Device {
         return .dropped(reason)
     }
 
+    @inline(never)
+    private mutating func refuse(
+        _ reason: WireGuard.DropReason, of peer: UnsafeOwned<Peer>
+    ) -> WireGuard.Received {
+        counters[reason] &+= 1
+        return .refused(peer.value.index, reason)
+    }
+
     // MARK: Data
 
     @inline(__always)
@@ -80,8 +91,10 @@ extension WireGuard.Device {
         renewBeforeLastMinute(peer, now: now)
         guard length > 0 else { return .keepalive(peer.value.index) }
         dataReceived(peer, now: now)
-        guard let inner = unsafe innerPacket(text, length: length) else { return drop(.malformedPacket) }
-        guard owns(peer, inner.source) else { return drop(.wrongSource) }
+        guard let inner = unsafe innerPacket(text, length: length) else {
+            return refuse(.malformedPacket, of: peer)
+        }
+        guard owns(peer, inner.source) else { return refuse(.wrongSource, of: peer) }
         return .packet(
             peer.value.index, WireGuard.headerSize..<(WireGuard.headerSize + inner.length))
     }

@@ -21,6 +21,8 @@ extension WireGuard {
         package let length: Int
         /// Whether it carries an inner packet, as opposed to handshakes and keepalives.
         package let isData: Bool
+        /// Whether it is an initiation because the peer was silent: the way to it may be another one now.
+        package var followsSilence = false
     }
 }
 
@@ -108,8 +110,8 @@ extension WireGuard.Device {
     ) {
         peer.value.sentBytes &+= UInt64(bytes)
         authenticatedPacketSent(peer, now: now)
-        guard hasData else { return }
-        dataSent(peer, now: now)
+        if hasData { dataSent(peer, now: now) }
+        // Keepalives renew too, or an idle peer would be without a session every now and then.
         if pair.value.counter > limits.rekeyAfterMessages
             || pair.value.isInitiator && now.since(pair.value.created) >= pair.value.rekeyAfter
         {
@@ -121,15 +123,18 @@ extension WireGuard.Device {
     /// way.
     package mutating func stage(_ index: WireGuard.PeerIndex, _ packet: UnsafeRawBufferPointer, now: Instant)
     {
+        guard let peer = find(index) else { return }
         // The MTU may have become smaller since the packet was made.
-        guard let peer = find(index), mtu == 0 || packet.count <= mtu else { return }
-        if peer.value.staged.count >= limits.stagedPackets, let oldest = peer.value.staged.popFirst() {
-            stagedBytes -= oldest.count
-            counters[.stagedOverflow] &+= 1
-        }
-        guard stagedBytes + packet.count <= limits.stagedBytes else {
-            counters[.stagedOverflow] &+= 1
+        guard mtu == 0 || packet.count <= mtu else {
+            counters[.longerThanMTU] &+= 1
             return
+        }
+        if peer.value.staged.count >= limits.stagedPackets { displaceStaged(of: peer) }
+        while stagedBytes + packet.count > limits.stagedBytes {
+            guard displaceStaged(of: peer) || displaceStagedOfAnyPeer() else {
+                counters[.stagedOverflow] &+= 1
+                return
+            }
         }
         stagedBytes += packet.count
         unsafe peer.value.staged.append(Array(packet))
@@ -138,6 +143,30 @@ extension WireGuard.Device {
         } else {
             requestInitiation(peer, isRetry: false, now: now)
         }
+    }
+
+    /// Throws away the oldest packet that waits for the peer's session; false when none does.
+    @discardableResult
+    private mutating func displaceStaged(of peer: UnsafeOwned<Peer>) -> Bool {
+        guard let oldest = peer.value.staged.popFirst() else { return false }
+        stagedBytes -= oldest.count
+        counters[.stagedOverflow] &+= 1
+        return true
+    }
+
+    /// Makes room for a peer for which nothing waits: peers that cannot be reached must not use up all room.
+    /// They give in turn, those first that have more than their share. Costs a look at each peer at worst, and
+    /// that once per peer until its packets are gone.
+    private mutating func displaceStagedOfAnyPeer() -> Bool {
+        for share in [limits.stagedShare, 0] {
+            for _ in peers.indices {
+                displacedSlot = displacedSlot + 1 < peers.count ? displacedSlot + 1 : 0
+                if let peer = peers[displacedSlot], peer.value.staged.count > share {
+                    return displaceStaged(of: peer)
+                }
+            }
+        }
+        return false
     }
 
     /// Begins a handshake now, unless one of our handshake messages went out within the last 5 s.
@@ -197,7 +226,11 @@ extension WireGuard.Device {
         if peer.value.wantsInitiation {
             peer.value.wantsInitiation = false
             if unsafe writeInitiation(to: peer, into: buffer.baseAddress!, now: now, wallTime: wallTime) {
-                return WireGuard.Output(peer: index, length: WireGuard.initiationSize, isData: false)
+                let followsSilence = peer.value.wasSilent
+                peer.value.wasSilent = false
+                return WireGuard.Output(
+                    peer: index, length: WireGuard.initiationSize, isData: false,
+                    followsSilence: followsSilence)
             }
         }
         guard peer.value.wantsKeepalive || !peer.value.staged.isEmpty,
@@ -207,7 +240,7 @@ extension WireGuard.Device {
         var packet = peer.value.staged.popFirst()
         while let long = packet, mtu > 0, long.count > mtu {
             stagedBytes -= long.count
-            counters[.stagedOverflow] &+= 1
+            counters[.longerThanMTU] &+= 1
             packet = peer.value.staged.popFirst()
         }
         let count = packet?.count ?? 0

@@ -83,6 +83,8 @@ extension WireGuard.Device {
         guard let pair = slot else { return }
         slot = nil
         indices.remove(pair.value.localIndex)
+        cipher.forget(pair.value.keys.send)
+        cipher.forget(pair.value.keys.receive)
         pair.free()
     }
 
@@ -166,6 +168,7 @@ extension WireGuard.Device {
         peer.value.timers.retransmit = .never
         peer.value.attempts = 0
         peer.value.sentLastMinute = false
+        peer.value.wasSilent = false
         peer.value.wantsInitiation = false
         peer.value.lastHandshake = now
     }
@@ -241,6 +244,7 @@ extension WireGuard.Device {
         }
         if peer.value.timers.newHandshake <= now {
             peer.value.timers.newHandshake = .never
+            peer.value.wasSilent = true
             requestInitiation(peer, isRetry: false, now: now)
         }
         if peer.value.timers.wipe <= now {
@@ -268,6 +272,7 @@ extension WireGuard.Device {
             return
         }
         peer.value.attempts += 1
+        peer.value.wasSilent = true
         requestInitiation(peer, isRetry: true, now: now)
     }
 }

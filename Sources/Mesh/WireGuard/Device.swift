@@ -73,6 +73,8 @@ extension WireGuard {
         var ready = Deque<UInt32>()
         var isReady: [Bool] = []
         var stagedBytes = 0
+        /// Where room was last taken for another peer's packet.
+        var displacedSlot = 0
 
         var load = LoadMeter()
         var sources = SourceLimiter()
@@ -207,9 +209,9 @@ extension WireGuard {
 
         /// Replaces our long-term key, or takes it away. Sessions still receive, but no longer send: the next
         /// packet starts a handshake with the new key. A peer with that very key is removed and returned. The
-        /// same key again changes nothing.
+        /// same key again changes nothing. Handshakes that were under way begin anew.
         @discardableResult
-        package mutating func setPrivateKey(_ key: PrivateKey?) -> PeerIndex? {
+        package mutating func setPrivateKey(_ key: PrivateKey?, now: Instant) -> PeerIndex? {
             let new = Identity(key ?? PrivateKey(using: &randomness))
             guard new.publicKey != identity.publicKey || hasPrivateKey != (key != nil) else { return nil }
             identity = new
@@ -220,6 +222,9 @@ extension WireGuard {
                 removePeer(peer.value.index)
             }
             for case let peer? in peers {
+                let wasSought =
+                    peer.value.wantsInitiation || peer.value.timers.retransmit != .never
+                    || !peer.value.staged.isEmpty
                 peer.value.staticShared = nil
                 peer.value.response = nil
                 peer.value.lastSentHandshake = nil
@@ -229,6 +234,7 @@ extension WireGuard {
                 peer.value.wantsInitiation = false
                 peer.value.current?.value.counter = limits.rejectAfterMessages
                 peer.value.next?.value.counter = limits.rejectAfterMessages
+                if wasSought { requestInitiation(peer, isRetry: false, now: now) }
             }
             return removed
         }

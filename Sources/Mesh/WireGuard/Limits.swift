@@ -50,8 +50,11 @@ extension WireGuard {
         package var allowedIPs = 1 << 20
         /// Packets that wait for a handshake, per peer; the oldest is dropped.
         package var stagedPackets = 128
-        /// Bytes of all packets that wait for handshakes.
+        /// Bytes of all packets that wait for handshakes; a peer's oldest are dropped for its new ones, and
+        /// others' oldest for a peer that has none.
         package var stagedBytes = 16 << 20
+        /// Packets that a peer keeps while others have more, when the bytes are used up: the first of a stream.
+        package var stagedShare = 4
 
         /// The protocol's values.
         package init() {}
@@ -108,11 +111,13 @@ extension WireGuard {
         case stagedOverflow
         /// A packet to send waited for a handshake that did not come about.
         case handshakeAbandoned
+        /// A packet to send is longer than the MTU, which has become smaller.
+        case longerThanMTU
     }
 
     /// What a device has counted.
     package struct Counters: Sendable {
-        private var drops = InlineArray<21, UInt64>(repeating: 0)
+        private var drops = InlineArray<22, UInt64>(repeating: 0)
         /// Handshake messages by what was sent or accepted.
         package var initiationsSent: UInt64 = 0
         package var initiationsAccepted: UInt64 = 0

@@ -10,11 +10,11 @@ extension WireGuard {
     @safe
     package struct PacketCipher: ~Copyable {
         /// Who computes.
-        package enum BackEnd: CaseIterable, Sendable {
+        package enum BackEnd: String, CaseIterable, Sendable {
             /// Our own, for AVX-512 IFMA: half the time of the next one.
-            case vector
+            case vector = "avx512"
             /// `EVP_AEAD` of swift-crypto's BoringSSL: assembly that runs both algorithms in one pass.
-            case boringSSL
+            case boringSSL = "boringssl"
             /// libsodium: portable.
             case sodium
 
@@ -24,9 +24,13 @@ extension WireGuard {
             }
         }
 
-        /// The fastest back end that passes its self-test; the portable one in any case. Tested once per
-        /// process.
-        package static let preferred: BackEnd = BackEnd.allCases.first { selfTest($0) } ?? .sodium
+        /// The fastest back end that passes its self-test, the portable one in any case; and those that did not
+        /// pass. Tested once per process.
+        package static let choice: (backEnd: BackEnd, failed: [BackEnd]) = {
+            let failed = Array(BackEnd.allCases.prefix { !selfTest($0) })
+            return (BackEnd.allCases.dropFirst(failed.count).first ?? .sodium, failed)
+        }()
+        package static var preferred: BackEnd { choice.backEnd }
 
         package let backEnd: BackEnd
         private let context: UnsafeMutablePointer<EVP_AEAD_CTX>
@@ -52,9 +56,17 @@ extension WireGuard {
         /// Chooses the key of all following packets. Costs next to nothing when it is the same as before.
         @inline(__always)
         package func load(_ newKey: Bytes32) {
-            guard unsafe key.load(as: Bytes32.self) != newKey else { return }
-            replaceKey(newKey)
+            if !isLoaded(newKey) { replaceKey(newKey) }
         }
+
+        /// Lets go of a key that is not needed any more, if it is loaded.
+        package func forget(_ oldKey: Bytes32) {
+            if isLoaded(oldKey) { replaceKey(Bytes32()) }
+        }
+
+        /// Whether packets would be sealed with this key.
+        @inline(__always)
+        package func isLoaded(_ other: Bytes32) -> Bool { unsafe key.load(as: Bytes32.self) == other }
 
         private func replaceKey(_ newKey: Bytes32) {
             unsafe key.storeBytes(of: newKey, as: Bytes32.self)
@@ -161,8 +173,7 @@ extension WireGuard.PacketCipher {
         guard cipher.passesKnownAnswer() else { return false }
         for length in [
             0, 1, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 255, 256, 319, 320, 448, 449, 511, 960, 961,
-            1280, 1420,
-            1984, 1985,
+            1280, 1420, 1984, 1985,
         ] {
             guard cipher.agrees(with: other, length: length) else { return false }
         }

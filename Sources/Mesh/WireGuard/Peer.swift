@@ -71,6 +71,8 @@ extension WireGuard {
         var wrongResponses: UInt8 = 0
         var attempts = 0
         var sentLastMinute = false
+        /// The next initiation is sent because no answer came.
+        var wasSilent = false
         /// Last initiation or response sent. Nil: none that counts.
         var lastSentHandshake: Instant?
         var lastInitiation: Instant?

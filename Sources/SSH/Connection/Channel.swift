@@ -130,6 +130,8 @@ struct Channel {
     var remotePacketBytes = 0
     /// What the peer may send.
     var receiveWindow = 0
+    /// What `receiveWindow` began with.
+    var windowBase = 0
     /// What `receiveWindow` is filled up to; grows while the peer, not the caller, is what waits.
     var windowTarget = 0
     /// The peer used up most of its window although the caller keeps up.

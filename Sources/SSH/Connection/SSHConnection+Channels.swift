@@ -25,13 +25,25 @@ extension SSHConnection {
 
     mutating func free(_ slot: Int) {
         let generation = channels[slot].generation
-        grownBytes -= max(0, channels[slot].windowTarget - transport.limits.channelWindowBytes)
+        grownBytes -= channels[slot].windowTarget - channels[slot].windowBase
         channels[slot] = Channel()
         channels[slot].generation = generation &+ 1  // a name is void long before its number comes round
         openCount -= 1
     }
 
     // MARK: Opening
+
+    /// What the peer may send on a new channel.
+    private mutating func openWindow(_ slot: Int) -> Int {
+        let limits = transport.limits
+        let window =
+            openCount > limits.fullWindows
+            ? min(limits.manyChannelsWindowBytes, limits.channelWindowBytes) : limits.channelWindowBytes
+        channels[slot].receiveWindow = window
+        channels[slot].windowBase = window
+        channels[slot].windowTarget = window
+        return window
+    }
 
     /// Asks the peer for a channel; `.opened` or `.openFailed` follows. nil: not authenticated, or too many.
     public mutating func openChannel(_ type: ChannelType) -> ChannelID? {
@@ -42,13 +54,12 @@ extension SSHConnection {
         guard failure == nil, let slot = takeSlot() else { return nil }
         let limits = transport.limits
         channels[slot].state = .requested
-        channels[slot].receiveWindow = limits.channelWindowBytes
-        channels[slot].windowTarget = limits.channelWindowBytes
+        let window = openWindow(slot)
         send {
             $0.append(Message.channelOpen)
             $0.appendString(type.name)
             $0.append(UInt32(slot))
-            $0.append(UInt32(clamping: limits.channelWindowBytes))
+            $0.append(UInt32(clamping: window))
             $0.append(UInt32(clamping: limits.channelPacketBytes))
             type.write(&$0)
         }
@@ -60,14 +71,13 @@ extension SSHConnection {
         guard let slot = slot(channel), channels[slot].state == .offered else { return }
         let limits = transport.limits
         channels[slot].state = .open
-        channels[slot].receiveWindow = limits.channelWindowBytes
-        channels[slot].windowTarget = limits.channelWindowBytes
+        let window = openWindow(slot)
         let remote = channels[slot].remoteID
         send {
             $0.append(Message.channelOpenConfirmation)
             $0.append(remote)
             $0.append(UInt32(slot))
-            $0.append(UInt32(clamping: limits.channelWindowBytes))
+            $0.append(UInt32(clamping: window))
             $0.append(UInt32(clamping: limits.channelPacketBytes))
         }
     }

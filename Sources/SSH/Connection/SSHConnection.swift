@@ -150,7 +150,12 @@ public struct SSHConnection: ~Copyable {
     }
 
     /// Whether more bytes may come in. False while much is unhandled, because `outgoing` is not drained.
-    public var wantsInput: Bool { failure == nil && transport.inbound.count < transport.limits.incomingBytes }
+    public var wantsInput: Bool {
+        let limits = transport.limits
+        return failure == nil
+            && transport.inbound.count
+                < (authentication.isDone ? limits.incomingBytes : limits.packetBytesBeforeKeys)
+    }
 
     /// Bytes to send. Valid until the next mutating call.
     public var outgoing: UnsafeRawBufferPointer { unsafe transport.outbound.bytes }

@@ -147,8 +147,9 @@ extension SFTPServer {
             let source = try file(&request)
             let from = try request.uint64(), length = try request.uint64()
             let target = try file(&request)
-            try fileSystem.copy(source, from, length, to: target, request.uint64())
-            send(.ok, id)
+            copying = Copying(
+                id: id, source: source, from: from, left: length == 0 ? .max : length, target: target,
+                to: try request.uint64())
         case "limits@openssh.com":
             let limits = self.limits
             answer(.extendedReply) {
@@ -159,6 +160,33 @@ extension SFTPServer {
                 $0.append(UInt64(limits.handles))
             }
         default: throw SFTPStatus.unsupported
+        }
+    }
+
+    /// One turn of a copy. True: it is over and answered.
+    mutating func goOnCopying(_ fileSystem: inout FileSystem) -> Bool {
+        guard var copy = copying else { return true }
+        do throws(SFTPStatus) {
+            let count = try fileSystem.copy(
+                copy.source, copy.from, limit: copy.left, to: copy.target, copy.to)
+            copy.left -= min(count, copy.left)
+            guard count > 0, copy.left > 0 else {
+                copying = nil
+                send(.ok, copy.id)
+                return true
+            }
+            let (from, to) = (
+                copy.from.addingReportingOverflow(count), copy.to.addingReportingOverflow(count)
+            )
+            guard !from.overflow, !to.overflow else { throw SFTPStatus.failure }
+            (copy.from, copy.to) = (from.partialValue, to.partialValue)
+            copying = copy
+            return false
+        } catch {
+            copying = nil
+            failures += 1
+            send(error, copy.id)
+            return true
         }
     }
 

@@ -33,6 +33,8 @@ public struct SFTPServer<FileSystem: SFTPFileSystem>: ~Copyable {
     var output = ByteQueue()
     var handles: [Handle?] = []
     var isInitialized = false
+    /// A copy that is under way; the requests behind it wait.
+    var copying: Copying?
     /// Requests served, and those answered by an error other than the end of a file.
     public private(set) var requests: UInt64 = 0
     public internal(set) var failures: UInt64 = 0
@@ -40,6 +42,16 @@ public struct SFTPServer<FileSystem: SFTPFileSystem>: ~Copyable {
     enum Handle {
         case file(FileSystem.Handle)
         case directory(FileSystem.Handle)
+    }
+
+    struct Copying {
+        var id: UInt32
+        var source: FileSystem.Handle
+        var from: UInt64
+        /// Bytes still to copy; `.max`: up to the end.
+        var left: UInt64
+        var target: FileSystem.Handle
+        var to: UInt64
     }
 
     /// A server without open files.
@@ -57,10 +69,15 @@ public struct SFTPServer<FileSystem: SFTPFileSystem>: ~Copyable {
     /// Drops the first `count` bytes of `outgoing`, which have been sent.
     public mutating func consumeOutgoing(_ count: Int) { output.consume(count) }
 
-    /// Serves the next request. False: it has not come whole, or `outgoing` must be drained first.
+    /// Whether a long request goes on with the next `serve`, which should not wait for anything.
+    public var isBusy: Bool { copying != nil }
+
+    /// Serves the next request. False: it has not come whole, or `outgoing` must be drained first, or a long one has
+    /// used up its turn (`isBusy`).
     ///
     /// Throws when the client breaks the protocol; the session should end then.
     public mutating func serve(_ fileSystem: inout FileSystem) throws(WireError) -> Bool {
+        if copying != nil { return goOnCopying(&fileSystem) }
         guard output.count <= limits.outgoingBytes, incoming.count >= 4 else { return false }
         var reader = unsafe WireReader(incoming.bytes)
         let length = Int(try reader.uint32())
@@ -72,11 +89,12 @@ public struct SFTPServer<FileSystem: SFTPFileSystem>: ~Copyable {
         try dispatch(&request, &fileSystem)
         incoming.consume(4 + length)
         requests += 1
-        return true
+        return copying == nil
     }
 
     /// Closes what the client left open.
     public mutating func closeAll(_ fileSystem: inout FileSystem) {
+        copying = nil
         for index in handles.indices {
             switch handles[index] {
             case .file(let handle)?, .directory(let handle)?:

@@ -175,17 +175,18 @@ public protocol SFTPFileSystem {
     mutating func synchronize(_ handle: Handle) throws(SFTPStatus)
     mutating func statistics(of path: ByteString) throws(SFTPStatus) -> SFTPFileSystemStatistics
     mutating func statistics(of handle: Handle) throws(SFTPStatus) -> SFTPFileSystemStatistics
-    /// Copies `length` bytes (0: all) between two open files. draft-ietf-secsh-filexfer-extensions-00 §7.
+    /// Copies bytes between two open files, at most `limit` and not more than takes a moment; returns how many, 0 at
+    /// the end of the source. draft-ietf-secsh-filexfer-extensions-00 §7.
     mutating func copy(
-        _ source: Handle, _ from: UInt64, _ length: UInt64, to target: Handle, _ offset: UInt64
-    ) throws(SFTPStatus)
+        _ source: Handle, _ from: UInt64, limit: UInt64, to target: Handle, _ offset: UInt64
+    ) throws(SFTPStatus) -> UInt64
 }
 
 extension SFTPFileSystem {
     /// Not every file system can.
     public mutating func copy(
-        _ source: Handle, _ from: UInt64, _ length: UInt64, to target: Handle, _ offset: UInt64
-    ) throws(SFTPStatus) {
+        _ source: Handle, _ from: UInt64, limit: UInt64, to target: Handle, _ offset: UInt64
+    ) throws(SFTPStatus) -> UInt64 {
         throw .unsupported
     }
 }

@@ -16,19 +16,36 @@ final class Authenticator: Sendable {
 
     static let cookieName = "coder_session_token"
 
-    /// The caller, if it may call such a route at all; throws 401, 400 or 429 otherwise.
-    func identify(_ call: Call, for access: RouteTable.Access) async throws -> Call.Identity {
-        if access != .anonymous || call.head.target.hasPrefix("/api/") {
-            try limiter.admit(call.peerAddress + " " + call.head.target.prefix { $0 != "?" }, now: .now())
+    /// The caller, if it may call such a route at all; throws 401, 400 or 429 otherwise. Requests are counted per
+    /// route, as it is registered, and caller: whoever is known by a key cannot be shut out by a stranger.
+    func identify(
+        _ call: Call, for access: RouteTable.Access, route: String
+    ) async throws -> Call.Identity {
+        let source = RateLimiter.source(call.peerAddress)
+        guard access != .anonymous else {
+            if route.hasPrefix("/api/") { try limiter.admit("\(source) \(route)", now: .now()) }
+            return .anonymous
         }
-        return try await renew(call, for: access)
+        do {
+            let identity = try await known(call, for: access)
+            switch identity {
+            case .agent(let agent): try limiter.admit("\(agent.agentID) \(route)", now: .now())
+            case .user(let subject):
+                let isExempt = subject.isOwner && call.head.first("x-coder-bypass-ratelimit") == "true"
+                if !isExempt { try limiter.admit("\(subject.userID) \(route)", now: .now()) }
+            case .anonymous: break
+            }
+            return identity
+        } catch let error as APIError where error.status == 401 {
+            try limiter.admit("\(source) refused", now: .now())
+            throw error
+        }
     }
 
-    /// The caller as the database knows it now; no matter how often it asked.
-    func renew(_ call: Call, for access: RouteTable.Access) async throws -> Call.Identity {
+    /// The caller as the database knows it now; no matter how often it asks.
+    func known(_ call: Call, for access: RouteTable.Access) async throws -> Call.Identity {
         guard access != .anonymous else { return .anonymous }
-        let token = try Self.token(call)
-        guard let token else {
+        guard let token = try Self.token(call) else {
             let detail = "Cookie \"\(Self.cookieName)\" or query parameter must be provided."
             throw access == .agent
                 ? APIError(401, "Cookie \"\(Self.cookieName)\" must be provided.")

@@ -50,7 +50,8 @@ enum Names {
         .invalid(field, "Validation failed for tag \"\(tag)\" with value: \"\(value)\"")
     }
 
-    private static func isLetterOrDigit(_ byte: UInt8) -> Bool {
+    /// ASCII only.
+    static func isLetterOrDigit(_ byte: UInt8) -> Bool {
         switch byte {
         case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"),
             UInt8(ascii: "0")...UInt8(ascii: "9"):

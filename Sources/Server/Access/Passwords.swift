@@ -3,10 +3,8 @@
 internal import CryptoExtras
 internal import FoundationEssentials
 internal import Glibc
-internal import Synchronization
 
-/// Hashes and checks passwords on a queue of its own: one takes tens of milliseconds of processor time. Who comes when
-/// a second's worth is waiting gets 429.
+/// Hashes and checks passwords on a queue of its own: one takes tens of milliseconds of processor time.
 ///
 ///     $pbkdf2-sha256$65535$<salt>$<hash>      salt 16 bytes, hash 64 bytes, both unpadded standard base64
 actor Passwords {
@@ -19,40 +17,18 @@ actor Passwords {
     private static let maximumRounds = 10_000_000
 
     /// Compared against when there is no such user, so that the time taken does not tell.
-    private lazy var dummy = hashNow("no user has this password")
-
-    /// Calls that wait or run.
-    private let pending = Atomic<Int>(0)
-    private static let pendingLimit = 32
-
-    private nonisolated func inTurn<Result: Sendable>(
-        _ work: @Sendable (isolated Passwords) -> Result
-    ) async throws(APIError) -> Result {
-        defer { pending.subtract(1, ordering: .relaxed) }
-        guard pending.add(1, ordering: .relaxed).newValue <= Self.pendingLimit else {
-            throw APIError(429, "Too many people are signing in. Please try again in a moment.")
-        }
-        return await work(self)
-    }
+    private lazy var dummy = hash("no user has this password")
 
     /// A new hash text with a random salt.
-    nonisolated func hash(_ password: String) async throws(APIError) -> String {
-        try await inTurn { $0.hashNow(password) }
-    }
-
-    /// Whether `password` is the one of `hash`; nil stands for an unknown user and is never right.
-    nonisolated func verify(_ password: String, _ hash: String?) async throws(APIError) -> Bool {
-        try await inTurn { $0.verifyNow(password, hash) }
-    }
-
-    private func hashNow(_ password: String) -> String {
+    func hash(_ password: String) -> String {
         let salt = Digest.random(16)
         let key = Self.derive(password, salt: salt, rounds: Self.rounds, count: 64)
         return
             "$pbkdf2-sha256$\(Self.rounds)$\(Base64.encode(salt, padded: false))$\(Base64.encode(key, padded: false))"
     }
 
-    private func verifyNow(_ password: String, _ hash: String?) -> Bool {
+    /// Whether `password` is the one of `hash`; nil stands for an unknown user and is never right.
+    func verify(_ password: String, _ hash: String?) -> Bool {
         let parts = (hash ?? dummy).split(separator: "$", omittingEmptySubsequences: false)
         guard parts.count == 5, parts[0].isEmpty, parts[1] == "pbkdf2-sha256", let rounds = Int(parts[2]),
             (1...Self.maximumRounds).contains(rounds), let salt = Base64.decode(parts[3]),

@@ -33,7 +33,7 @@ struct Subject: Sendable {
 
     /// Roles ∩ scopes ∩ allow list.
     func may(_ action: Action, _ object: Object) -> Bool {
-        rolesAllow(action, object) && scopesAllow(action, object) && listAllows(object)
+        rolesAllow(action, object) && scopesAllow(action, object) && listAllows(action, object)
     }
 
     private func rolesAllow(_ action: Action, _ object: Object) -> Bool {
@@ -58,19 +58,31 @@ struct Subject: Sendable {
     }
 
     private func scopesAllow(_ action: Action, _ object: Object) -> Bool {
-        if scopes.contains("coder:all") || scopes.contains("all") { return true }
-        if scopes.contains("\(object.type):*") || scopes.contains("\(object.type):\(action.rawValue)") {
-            return true
-        }
-        // Even a key for nothing but applications may ask whose it is.
-        return object.type == "user" && action == .read && object.id == userID
+        KeyScopes.allow(scopes, object.type, action.rawValue) || asksWhoItIs(action, object)
     }
 
-    private func listAllows(_ object: Object) -> Bool {
-        if allowList.contains("*:*") { return true }
-        guard ["workspace", "template"].contains(object.type) else { return true }
-        let id = object.id?.text ?? "*"
-        return allowList.contains("\(object.type):*") || allowList.contains("\(object.type):\(id)")
+    private func listAllows(_ action: Action, _ object: Object) -> Bool {
+        if allowList.contains("*:*") || allowList.contains("\(object.type):*") { return true }
+        if let id = object.id, allowList.contains("\(object.type):\(id.text)") { return true }
+        return asksWhoItIs(action, object)
+    }
+
+    /// Even a key for nothing but applications may ask whose it is.
+    private func asksWhoItIs(_ action: Action, _ object: Object) -> Bool {
+        object.type == "user" && action == .read && object.id == userID
+    }
+
+    /// Throws 403 when a key with these limits could do more than the one that asks for it.
+    func requireCoverage(scopes wanted: [String], allowList list: [String]) throws(APIError) {
+        let isCovered = wanted.allSatisfy { KeyScopes.cover(scopes, $0) }
+        let isListed = list.allSatisfy { entry in
+            let type = entry.prefix { $0 != ":" }
+            return allowList.contains("*:*") || allowList.contains("\(type):*") || allowList.contains(entry)
+        }
+        guard isCovered, isListed else {
+            throw APIError(
+                403, "Forbidden.", detail: "A key cannot be given more rights than the one that makes it.")
+        }
     }
 }
 

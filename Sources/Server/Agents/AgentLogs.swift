@@ -30,7 +30,8 @@ extension Store {
             try await addLogSource(
                 agent, id: Self.externalSource, name: "External", icon: "/emojis/1f310.png", now: now)
         }
-        let length = lines.map { $0.output.utf8.count }.reduce(0, +)
+        // An empty line takes room, too.
+        let length = lines.map { $0.output.utf8.count + 32 }.reduce(0, +)
         do {
             try await database.transaction { run in
                 try await run.query(
@@ -63,11 +64,13 @@ extension Store {
         try await database.query(
             """
             INSERT INTO workspace_agent_log_sources (workspace_agent_id, id, created_at, display_name, icon)
-            VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING
+            SELECT $1, $2, $3, $4, $5
+            WHERE (SELECT count(*) FROM workspace_agent_log_sources WHERE workspace_agent_id = $1) < 64
+            ON CONFLICT DO NOTHING
             """,
             [
                 SQLValue(agent), SQLValue(id), SQLValue(now), SQLValue(String(name.prefix(127))),
-                SQLValue(icon),
+                SQLValue(String(icon.prefix(256))),
             ])
     }
 }

@@ -22,7 +22,7 @@ final class ChildProcess: Sendable {
         posix_spawn_file_actions_init(&actions)
         defer { posix_spawn_file_actions_destroy(&actions) }
         posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
-        posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_APPEND, 0o600)
+        posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, 0o600)
         posix_spawn_file_actions_adddup2(&actions, 1, 2)
         posix_spawn_file_actions_addchdir_np(&actions, directory)
         posix_spawn_file_actions_addclosefrom_np(&actions, 3)
@@ -45,7 +45,9 @@ final class ChildProcess: Sendable {
             Self.environment.map { strdup($0) } + [nil]
         defer { for text in arguments + environment { free(text) } }
         var pid: pid_t = 0
-        let failure = posix_spawn(&pid, command[0], &actions, &attributes, arguments, environment)
+        let failure = DescriptorLimit.withOriginal {
+            posix_spawn(&pid, command[0], &actions, &attributes, arguments, environment)
+        }
         guard failure == 0 else { throw SystemError(call: "posix_spawn \(command[0])", code: failure) }
         self.pid = pid
     }

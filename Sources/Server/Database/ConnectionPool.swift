@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// A few connections shared by all tasks. Each statement or transaction has one of them for itself; who comes when
-/// all are taken waits in line, 10 s at most.
+/// all are taken waits in line.
 actor ConnectionPool: Database {
     private let conninfo: String
     private let limit: Int
     private var idle: [PostgresConnection] = []
     private var count = 0
-    private var waiting: [(id: UInt64, place: CheckedContinuation<PostgresConnection, any Error>)] = []
-    private var nextWaiter: UInt64 = 0
+    private var waiting:
+        [(number: UInt64, continuation: CheckedContinuation<PostgresConnection, any Error>)] = []
+    private var lastNumber: UInt64 = 0
 
-    /// Tasks in line; more would only wait in vain.
-    private static let waitingLimit = 1024
-    private static let patience = Duration.seconds(10)
+    /// Longer lines and longer waits help nobody: what asks has given up by then.
+    private static let maximumWaiting = 1024
+    private static let patience: Duration = .seconds(10)
 
     init(conninfo: String, limit: Int = 10) {
         self.conninfo = conninfo
@@ -64,30 +65,30 @@ actor ConnectionPool: Database {
             count += 1
             return PostgresConnection(conninfo: conninfo)
         }
-        guard waiting.count < Self.waitingLimit else { throw Self.busy }
-        nextWaiter += 1
-        let id = nextWaiter
-        let alarm = Task {
+        guard waiting.count < Self.maximumWaiting else { throw Self.busy }
+        lastNumber += 1
+        let number = lastNumber
+        let timer = Task {
             try await Task.sleep(for: Self.patience)
-            self.giveUp(id)
+            self.giveUp(number)
         }
-        defer { alarm.cancel() }
-        return try await withCheckedThrowingContinuation { waiting.append((id, $0)) }
+        defer { timer.cancel() }
+        return try await withCheckedThrowingContinuation { waiting.append((number, $0)) }
     }
 
-    private func giveUp(_ id: UInt64) {
-        guard let index = waiting.firstIndex(where: { $0.id == id }) else { return }
-        waiting.remove(at: index).place.resume(throwing: Self.busy)
+    private func giveUp(_ number: UInt64) {
+        guard let index = waiting.firstIndex(where: { $0.number == number }) else { return }
+        waiting.remove(at: index).continuation.resume(throwing: Self.busy)
     }
-
-    private static let busy = DatabaseError(
-        sqlState: "", message: "all connections are in use", constraint: "", isDisconnected: true)
 
     private func giveBack(_ connection: PostgresConnection) {
         if waiting.isEmpty {
             idle.append(connection)
         } else {
-            waiting.removeFirst().place.resume(returning: connection)
+            waiting.removeFirst().continuation.resume(returning: connection)
         }
     }
+
+    private static let busy = DatabaseError(
+        sqlState: "", message: "all connections are taken", constraint: "", isDisconnected: true)
 }

@@ -18,20 +18,21 @@ enum SQLValue: Sendable {
     init(_ value: JSON) { self = .text(String(decoding: value.encoded, as: UTF8.self)) }
     init(_ values: [Identifier]) { self = .text("{" + values.map(\.text).joined(separator: ",") + "}") }
 
-    /// An array of texts. Bytes are looked at, not characters: a quote with an accent behind it is one character.
+    /// An array of texts. Byte by byte, as PostgreSQL reads it: a quote and the accent on it are one `Character`.
     init(_ values: [String]) {
-        var literal = Array("{".utf8)
-        for (index, value) in values.enumerated() {
-            literal += Array((index == 0 ? "\"" : ",\"").utf8)
+        var bytes: [UInt8] = []
+        for value in values {
+            bytes += bytes.isEmpty ? [] : [UInt8(ascii: ",")]
+            bytes.append(UInt8(ascii: "\""))
             for byte in value.utf8 {
                 if byte == UInt8(ascii: "\"") || byte == UInt8(ascii: "\\") {
-                    literal.append(UInt8(ascii: "\\"))
+                    bytes.append(UInt8(ascii: "\\"))
                 }
-                literal.append(byte)
+                bytes.append(byte)
             }
-            literal.append(UInt8(ascii: "\""))
+            bytes.append(UInt8(ascii: "\""))
         }
-        self = .text(String(decoding: literal, as: UTF8.self) + "}")
+        self = .text("{" + String(decoding: bytes, as: UTF8.self) + "}")
     }
 }
 
@@ -51,7 +52,7 @@ struct DatabaseError: Error, Sendable, CustomStringConvertible {
     var isCheckViolation: Bool { sqlState == "23514" }
 
     var description: String {
-        sqlState.isEmpty ? "PostgreSQL not reached: \(message)" : "PostgreSQL \(sqlState): \(message)"
+        (sqlState.isEmpty ? "PostgreSQL: " : "PostgreSQL \(sqlState): ") + message.trimmingLine()
     }
 }
 
@@ -137,17 +138,21 @@ struct Row: Sendable {
         var isEscaped = false
         var hasItem = false
         for byte in text(name).utf8.dropFirst().dropLast() {
-            hasItem = true
-            switch byte {
-            case _ where isEscaped:
+            if isEscaped {
                 current.append(byte)
                 isEscaped = false
-            case UInt8(ascii: "\\"): isEscaped = true
-            case UInt8(ascii: "\""): isQuoted.toggle()
-            case UInt8(ascii: ",") where !isQuoted:
+            } else if byte == UInt8(ascii: "\\") {
+                isEscaped = true
+            } else if byte == UInt8(ascii: "\"") {
+                isQuoted.toggle()
+                hasItem = true
+            } else if byte == UInt8(ascii: ","), !isQuoted {
                 items.append(String(decoding: current, as: UTF8.self))
                 current = []
-            default: current.append(byte)
+                hasItem = true
+            } else {
+                current.append(byte)
+                hasItem = true
             }
         }
         return hasItem ? items + [String(decoding: current, as: UTF8.self)] : []

@@ -27,6 +27,9 @@ enum Migrator {
             throw MigrationError.oldServer(version: Int(version?.integer("v") ?? 0))
         }
         try await database.transaction { run in
+            // Changing large tables takes its time, and so does waiting for another server that does it.
+            try await run.query("SET LOCAL statement_timeout = 0")
+            try await run.query("SET LOCAL lock_timeout = 0")
             try await run.query("SELECT pg_advisory_xact_lock(\(lockKey))::text")
             try await run.query(
                 """

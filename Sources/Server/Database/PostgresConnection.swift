@@ -2,6 +2,7 @@
 
 internal import CPQ
 internal import Dispatch
+internal import Glibc
 
 /// Runs an actor's jobs on a serial queue of its own, so that blocking calls never hold a thread of the shared pool.
 final class QueueExecutor: SerialExecutor {
@@ -27,18 +28,6 @@ actor PostgresConnection: SQLRunner {
     /// Names of the statements prepared on this connection, by their text.
     private var prepared: [String: String] = [:]
 
-    /// Neither a statement nor the network may hold a connection for ever. What the user's own connection text says
-    /// goes before these.
-    private static let standards = [
-        ("connect_timeout", "10"), ("keepalives_idle", "30"), ("keepalives_interval", "10"),
-        ("keepalives_count", "3"), ("tcp_user_timeout", "30000"),
-    ]
-    private static let session = """
-        SET TIME ZONE 'UTC'; SET DateStyle = 'ISO'; SET bytea_output = 'hex';
-        SET statement_timeout = '60s'; SET lock_timeout = '30s';
-        SET idle_in_transaction_session_timeout = '60s'
-        """
-
     /// Statements kept prepared per connection: ours are constants, so this is never reached.
     private static let maximumPrepared = 500
 
@@ -51,9 +40,9 @@ actor PostgresConnection: SQLRunner {
 
     /// Opens the connection if it is not open.
     func open() throws(DatabaseError) {
-        if let handle, PQstatus(handle) == CONNECTION_OK { return }
+        if let handle, PQstatus(handle) == CONNECTION_OK, !Self.hasEnded(handle) { return }
         close()
-        guard let new = connect() else {
+        guard let new = Self.connect(conninfo) else {
             throw DatabaseError(sqlState: "", message: "out of memory", constraint: "", isDisconnected: true)
         }
         guard PQstatus(new) == CONNECTION_OK else {
@@ -63,17 +52,33 @@ actor PostgresConnection: SQLRunner {
         }
         PQsetNoticeProcessor(new, { _, _ in }, nil)
         handle = new
-        try command(Self.session)
+        try command(
+            """
+            SET TIME ZONE 'UTC'; SET DateStyle = 'ISO'; SET bytea_output = 'hex';
+            SET statement_timeout = '60s'; SET lock_timeout = '30s'
+            """)
     }
 
-    private func connect() -> OpaquePointer? {
-        // Of a key word that is given twice the last one counts; `dbname` may hold a whole connection text.
-        let parameters = Self.standards + [("dbname", conninfo)]
-        return Self.withCStrings(parameters.map(\.0) + [nil]) { names in
-            Self.withCStrings(parameters.map(\.1) + [nil]) { values in
-                PQconnectdbParams(names, values, 1)
-            }
+    /// Limits for a server that hangs; what `conninfo` says itself comes later and wins.
+    private static func connect(_ conninfo: String) -> OpaquePointer? {
+        let settings = [
+            ("connect_timeout", "5"), ("tcp_user_timeout", "30000"), ("keepalives_idle", "30"),
+            ("dbname", conninfo),
+        ]
+        return withCStrings(settings.map(\.0) + [nil]) { names in
+            withCStrings(settings.map(\.1) + [nil]) { values in PQconnectdbParams(names, values, 1) }
         }
+    }
+
+    /// Whether the server closed a connection between two statements: it sends a farewell then, and nothing else.
+    private static func hasEnded(_ handle: OpaquePointer) -> Bool {
+        guard PQtransactionStatus(handle) == PQTRANS_IDLE else { return false }
+        var state = pollfd(fd: PQsocket(handle), events: Int16(POLLIN), revents: 0)
+        guard poll(&state, 1, 0) > 0 else { return false }
+        // Something other than a farewell, such as a changed setting, leaves it usable.
+        guard PQconsumeInput(handle) == 1, PQstatus(handle) == CONNECTION_OK else { return true }
+        state.revents = 0
+        return poll(&state, 1, 0) > 0
     }
 
     /// Closes the connection; the next statement opens it again.

@@ -90,8 +90,7 @@ struct Account: Sendable {
 
 /// Directories.
 enum Directory {
-    /// Makes `path` and what is missing above it. The last one gets `mode` if it is made here: one that somebody
-    /// else made, such as a home, stays as it is.
+    /// Makes `path` and what is missing above it. If the last one is new it gets `mode`.
     static func make(_ path: String, mode: UInt32) throws(SystemError) {
         var current = ""
         var isNew = false
@@ -101,6 +100,20 @@ enum Directory {
             if !isNew, errno != EEXIST { throw SystemError(call: "mkdir \(current)") }
         }
         guard !isNew || chmod(path, mode) == 0 else { throw SystemError(call: "chmod \(path)") }
+    }
+
+    /// A directory that nobody but us, or `account`, may write to. Below `/tmp` somebody else may have made it first:
+    /// then it is refused.
+    static func makeOwn(_ path: String, mode: UInt32, account: Account?) throws {
+        try make(path, mode: mode)
+        var info = stat()
+        guard lstat(path, &info) == 0 else { throw SystemError(call: "lstat \(path)") }
+        let isOurs = info.st_uid == getuid() || info.st_uid == account?.user
+        guard info.st_mode & S_IFMT == S_IFDIR, isOurs else {
+            throw PrivateCluster.StartError(description: "\(path) belongs to somebody else: remove it")
+        }
+        guard chmod(path, mode) == 0 else { throw SystemError(call: "chmod \(path)") }
+        try account?.own(path)
     }
 
     /// Names in a directory; none when it cannot be read.

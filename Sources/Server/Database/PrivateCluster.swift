@@ -50,8 +50,13 @@ actor PrivateCluster {
         let account = getuid() == 0 ? try Account.unprivileged() : nil
         let layout = try prepareDirectories(configDirectory, account)
         let cluster = PrivateCluster(layout: layout, programs: programs, account: account, logger: logger)
-        try await cluster.initialise()
-        try await cluster.launch()
+        do {
+            try await cluster.initialise()
+            try await cluster.launch()
+        } catch {
+            await cluster.stop()
+            throw error
+        }
         return cluster
     }
 
@@ -73,18 +78,19 @@ actor PrivateCluster {
     private static func prepareDirectories(_ config: String, _ account: Account?) throws -> Layout {
         var root = config + "/postgres"
         if let account, !account.canReach(config) {
-            // The home of root is closed to everybody else: the data goes where its user can reach it.
-            root = "/var/lib/coder/postgres-" + Digest.hex(Digest.sha1(Array(config.utf8))).prefix(12)
+            if access(root + "/data", F_OK) == 0 {
+                // Here it was reachable once, and here it stays.
+                guard chmod(config, 0o711) == 0 else { throw SystemError(call: "chmod \(config)") }
+            } else {
+                // The home of root is closed to everybody else: the data goes where its user can reach it.
+                root = "/var/lib/coder/postgres-" + Digest.hex(Digest.sha1(Array(config.utf8))).prefix(12)
+            }
         }
         // sun_path has 108 bytes; the socket's name takes 16 of them and its lock file 5 more.
         let short = "/tmp/coder-pg-" + Digest.hex(Digest.sha1(Array(root.utf8))).prefix(12)
         let runtime = root.utf8.count + 8 <= 85 ? root + "/runtime" : short
-        try Directory.make(root, mode: account == nil ? 0o700 : 0o711)
-        try Directory.make(runtime, mode: 0o700)
-        if let account {
-            try account.own(root)
-            try account.own(runtime)
-        }
+        try Directory.makeOwn(root, mode: account == nil ? 0o700 : 0o711, account: account)
+        try Directory.makeOwn(runtime, mode: 0o700, account: account)
         return Layout(root: root, runtime: runtime)
     }
 
@@ -178,6 +184,7 @@ actor PrivateCluster {
         while !isStopping {
             do {
                 try await Task.sleep(for: .seconds(1))
+                shortenLog()
                 guard !isStopping, let process, !process.isRunning else { continue }
                 logger.error(
                     "PostgreSQL ended; starting it again", metadata: ["status": "\(process.exitStatus)"])
@@ -200,6 +207,15 @@ actor PrivateCluster {
                 + command
         }
         return try ChildProcess(command, directory: layout.root, log: layout.log)
+    }
+
+    /// Empties a log that has become long: it is appended to, so that the next line is at its beginning.
+    private func shortenLog() {
+        let number = open(layout.log, O_WRONLY | O_NOFOLLOW | O_CLOEXEC)
+        guard number >= 0 else { return }
+        defer { close(number) }
+        var info = stat()
+        if fstat(number, &info) == 0, info.st_size > 16 << 20 { ftruncate(number, 0) }
     }
 
     private func logTail() -> String {

@@ -18,6 +18,9 @@ struct AccessURL: Sendable, Equatable {
         return (isSecure ? "https://" : "http://") + name + (explicitPort.map { ":\($0)" } ?? "") + path
     }
 
+    /// Whether only programs of this machine can reach it.
+    var isLoopback: Bool { host.lowercased() == "localhost" || host == "::1" || host.hasPrefix("127.") }
+
     init(isSecure: Bool, host: String, port: Int?) {
         self.isSecure = isSecure
         self.host = host

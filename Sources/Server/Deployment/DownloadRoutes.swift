@@ -4,7 +4,7 @@ internal import Crypto
 internal import Glibc
 internal import Synchronization
 
-/// Programs to download, the script that fetches and starts an agent, and the front page.
+/// Programs to download, and the scripts that fetch them.
 struct DownloadRoutes {
     let services: Services
     private let programs = ProgramCache()
@@ -15,7 +15,21 @@ struct DownloadRoutes {
         for method in [HTTPMethod.get, .head] {
             routes.root(method, "/bin/{name}", .anonymous) { try await binary($0) }
         }
-        routes.api(.get, "init-script/{os}/{arch}", .anonymous) { try initScript($0) }
+        routes.api(.get, "init-script/{os}/{arch}", .anonymous) { call in
+            let (system, architecture) = (call.parameter("os"), call.parameter("arch"))
+            guard system == "linux", ["amd64", "arm64", "armv7"].contains(architecture) else {
+                throw APIError(400, "Unknown os/arch: \(system)/\(architecture)")
+            }
+            let script = Scripts.agent(url: services.publicURL(for: call), architecture: architecture)
+            var reply = Reply.text(script)
+            reply.fields = [("Content-Digest", "sha256:" + Digest.hex(Digest.sha256(Array(script.utf8))))]
+            return reply
+        }
+        routes.root(.get, "/install.sh", .anonymous) { call in
+            .text(
+                Scripts.install(url: services.publicURL(for: call)),
+                type: "text/x-shellscript; charset=utf-8")
+        }
     }
 
     // MARK: Programs
@@ -65,58 +79,17 @@ struct DownloadRoutes {
     }
 
     /// In Go's words.
-    private static var architecture: String {
+    static var architecture: String {
         #if arch(arm64)
             "arm64"
         #else
             "amd64"
         #endif
     }
-
-    // MARK: Script
-
-    private func initScript(_ call: Call) throws -> Reply {
-        let (system, architecture) = (call.parameter("os"), call.parameter("arch"))
-        guard system == "linux", ["amd64", "arm64", "armv7"].contains(architecture) else {
-            throw APIError(400, "Unknown os/arch: \(system)/\(architecture)")
-        }
-        let script = Self.script(url: services.accessURL.text, architecture: architecture)
-        var reply = Reply.text(script)
-        reply.fields = [("Content-Digest", "sha256:" + Digest.hex(Digest.sha256(Array(script.utf8))))]
-        return reply
-    }
-
-    /// Fetches the program with whatever is there, and becomes the agent.
-    private static func script(url: String, architecture: String) -> String {
-        """
-        #!/usr/bin/env sh
-        set -eu
-        waitonexit() { echo "=== The agent script ended with an error: exit code $?"; sleep 5; }
-        trap waitonexit EXIT
-        directory=$(mktemp -d -t coder.XXXXXX)
-        program="$directory/coder"
-        url="\(url)/bin/coder-linux-\(architecture)"
-        until {
-            if command -v curl >/dev/null 2>&1; then curl -fsSL --compressed "$url" -o "$program"
-            elif command -v wget >/dev/null 2>&1; then wget -q "$url" -O "$program"
-            elif command -v busybox >/dev/null 2>&1; then busybox wget -q "$url" -O "$program"
-            else echo "error: no download tool found, please install curl, wget or busybox wget"; exit 127
-            fi
-        }; do
-            echo "error: failed to download the coder agent from $url, trying again in 30 seconds"
-            sleep 30
-        done
-        chmod +x "$program"
-        trap - EXIT
-        export CODER_AGENT_AUTH="token"
-        export CODER_AGENT_URL="\(url)"
-        exec "$program" agent
-
-        """
-    }
 }
 
-/// The program that `/bin` serves: `coder-slim` beside the running one if it is there, else the running one.
+/// The program that `/bin` serves: the first of `coder-slim.stripped` and `coder-slim` that is beside the running one,
+/// else that one.
 private final class ProgramCache: Sendable {
     struct Program: Sendable {
         var path: String
@@ -156,9 +129,9 @@ private final class ProgramCache: Sendable {
         let count = readlink("/proc/self/exe", &buffer, buffer.count - 1)
         guard count > 0 else { return "/proc/self/exe" }
         let own = String(decoding: buffer.prefix(count).map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        let slim =
-            own.split(separator: "/", omittingEmptySubsequences: false).dropLast().joined(separator: "/")
-            + "/coder-slim"
-        return access(slim, R_OK) == 0 ? slim : own
+        let folder = own.split(separator: "/", omittingEmptySubsequences: false).dropLast().joined(
+            separator: "/")
+        let small = ["coder-slim.stripped", "coder-slim"].map { folder + "/" + $0 }
+        return small.first { access($0, R_OK) == 0 } ?? own
     }
 }

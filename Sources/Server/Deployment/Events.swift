@@ -8,6 +8,8 @@ final class Events: Sendable {
     enum Topic: Hashable, Sendable {
         /// A workspace, its builds, or its agents.
         case workspace(Identifier)
+        /// Any workspace: told with each `workspace`.
+        case anyWorkspace
         /// The log of an agent.
         case agentLogs(Identifier)
         /// Which agents of a workspace are valid.
@@ -23,7 +25,11 @@ final class Events: Sendable {
 
     /// Tells everybody who waits for that topic.
     func publish(_ topic: Topic) {
-        let waiting = state.withLock { $0.subscribers[topic].map { Array($0.values) } ?? [] }
+        var topics = [topic]
+        if case .workspace = topic { topics.append(.anyWorkspace) }
+        let waiting = state.withLock { state in
+            topics.flatMap { state.subscribers[$0]?.values.map(\.self) ?? [] }
+        }
         for subscription in waiting { subscription.notify() }
     }
 

@@ -2,26 +2,27 @@
 
 /// What a browser gets until there is a web interface: says what this is and what to type.
 enum LandingPage {
-    static func html(url: String, version: String) -> String {
-        """
-        <!doctype html>
-        <html lang="en"><head><meta charset="utf-8"><title>Coder</title>
-        <meta name="viewport" content="width=device-width, initial-scale=1">
-        <style>body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:4rem auto;padding:0 1rem}
-        code,pre{background:#f3f3f3;border-radius:4px;padding:.1rem .3rem}
-        pre{padding:.8rem;overflow:auto}</style></head>
-        <body><h1>Coder</h1>
-        <p>This server is running (\(escape(version))). It has no web interface yet; everything works from the
-        command line:</p>
-        <pre>coder login \(escape(url))
-        coder external-workspaces create dev
-        coder ssh dev</pre>
-        <p>The program for Linux: <a href="/bin/coder-linux-amd64">/bin/coder-linux-amd64</a></p>
-        </body></html>
-        """
+    static func page(url: String, version: String) -> Page {
+        let (url, program) = (Page.escape(url), "coder-linux-" + DownloadRoutes.architecture)
+        return Page(
+            title: "Welcome",
+            body: """
+                <h1>This server is running</h1>
+                <p class="dim">Version \(Page.escape(version)). Everything works from the command line; a web
+                interface is not there yet.</p>
+                <pre>curl -fsSL \(url)/install.sh | sh
+                coder login \(url)
+                coder external-workspaces create dev
+                coder ssh dev</pre>
+                <p class="dim">Or take the program itself:
+                <a href="/bin/\(program)">\(program)</a>, one file that runs on any Linux.</p>
+                """, isWide: true)
     }
 
-    static func escape(_ text: String) -> String {
-        text.replacing("&", with: "&amp;").replacing("<", with: "&lt;").replacing("\"", with: "&quot;")
-    }
+    /// For addresses that nobody has.
+    static let nowhere = Page(
+        title: "Not found",
+        body:
+            "<h1>Nothing is here</h1>\n<p class=\"dim\">Perhaps you want the <a href=\"/\">first page</a>.</p>",
+        status: 404)
 }

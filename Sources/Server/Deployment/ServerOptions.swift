@@ -31,6 +31,10 @@ public struct ServerOptions: Sendable {
     public var maximumAdminTokenSeconds: Int64 = 604_800
     /// `--disable-session-expiry-refresh`
     public var disableSessionExpiryRefresh = false
+    /// `--proxy-trusted-headers`: fields in which reverse proxies name their client.
+    public var trustedProxyHeaders: [String] = []
+    /// `--proxy-trusted-origins`: ranges of the addresses of those proxies.
+    public var trustedProxyOrigins: [String] = []
     /// `--secure-auth-cookie`
     public var secureAuthCookie = false
     /// `--api-rate-limit`: requests per minute, address and path; negative: no limit.
@@ -49,12 +53,20 @@ public struct ServerOptions: Sendable {
     /// depends on nobody else, and our own responder does the same. The word `disable` turns all of them off.
     public var stunAddresses: [String] = []
     /// `--stun-address`: our own STUN responder, UDP `host:port`; without a host on all addresses of IPv4 and IPv6;
-    /// empty turns it off.
+    /// empty turns it off. The port behind it answers too, if it is free.
     public var stunListenAddress = ":3478"
+    /// `--derp-config-url`: a map of other relays, read once.
+    public var derpConfigURL = ""
+    /// `--derp-config-path`: the same as a file.
+    public var derpConfigPath = ""
     /// `--derp-force-websockets`
     public var derpForceWebSockets = false
     /// `--block-direct-connections`
     public var blockDirect = false
+    /// `--prometheus-enable`
+    public var prometheusEnable = false
+    /// `--prometheus-address`
+    public var prometheusAddress = "127.0.0.1:2112"
     /// `--ssh-hostname-prefix`
     public var sshHostnamePrefix = "coder."
     /// `--workspace-hostname-suffix`
@@ -65,6 +77,8 @@ public struct ServerOptions: Sendable {
     public var docsURL = "https://coder.com/docs"
     /// `--agent-stats-refresh-interval`, in seconds.
     public var agentStatsSeconds: Int64 = 30
+    /// The process's environment: proxies and certificates of requests to edge relays.
+    public var environment: [String: String] = [:]
     /// Version of this program, such as `v2.30.0-swift+abc1234`.
     public var version = "v2.30.0-swift"
     /// Where the source of this build is, for `buildinfo`.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import HTTPTransport
 internal import Logging
 
 /// What routes need, made once by the composition root. Everything in it may be used from any task.
@@ -9,6 +10,8 @@ final class Services: Sendable {
     let deploymentID: String
     let store: Store
     let passwords = Passwords()
+    /// Logins whose password is being checked, or waits for it: more of them would wait for many seconds.
+    let checking = ConnectionCount(limit: 32)
     let events = Events()
     let loginLimiter: RateLimiter
     let mesh: MeshServices
@@ -26,7 +29,9 @@ final class Services: Sendable {
         self.store = store
         self.mesh = mesh
         agentSessions = AgentSessions(store: store, events: events, logger: logger)
-        proxies = ProxyRegistry(store: store, maps: mesh.maps, logger: logger)
+        proxies = ProxyRegistry(
+            store: store, maps: mesh.maps,
+            http: HTTPClient(configuration: .init(environment: options.environment)), logger: logger)
         self.logger = logger
         loginLimiter = RateLimiter(limit: options.disableRateLimits ? 0 : 60)
     }
@@ -34,6 +39,16 @@ final class Services: Sendable {
     /// The store as the caller may see it.
     func store(for call: Call) throws(APIError) -> GuardedStore {
         GuardedStore(store: store, subject: try call.subject())
+    }
+
+    /// Where the client of this call, and others near it, reach the server: the access URL, or, when that is good for
+    /// this machine only, what the client used itself.
+    func publicURL(for call: Call) -> String {
+        guard accessURL.isLoopback, let host = call.head.first("host"),
+            host.utf8.allSatisfy({ Names.isLetterOrDigit($0) || "-.:[]".utf8.contains($0) }),
+            let used = AccessURL((call.isEncrypted ? "https://" : "http://") + host), !used.isLoopback
+        else { return accessURL.text }
+        return used.text
     }
 
     /// Seconds; owners' tokens live shorter.

@@ -15,6 +15,8 @@ struct APIError: Error, Sendable, Equatable {
     var message: String
     var detail = ""
     var validations: [Validation] = []
+    /// Further fields of the answer's head.
+    var fields: [RequestHead.Field] = []
 
     init(_ status: Int, _ message: String, detail: String = "", validations: [Validation] = []) {
         self.status = status

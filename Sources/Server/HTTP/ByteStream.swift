@@ -4,6 +4,7 @@ internal import DERPRelay
 internal import LinuxIO
 internal import NIOCore
 internal import NIOPosix
+internal import Synchronization
 
 /// The bytes of one accepted connection. Nothing is read from the socket until `read` asks for it, so a slow
 /// consumer slows its peer down, and the socket can be given away whole: see `detach`.
@@ -12,11 +13,19 @@ final class ByteStream: Sendable {
     private let handler: NIOLoopBound<DemandHandler>
     /// Textual address of the peer, without port.
     let peerAddress: String
+    /// Where this connection counts, as long as it does.
+    private let place = Mutex<ConnectionCount?>(nil)
     /// Whether TLS lies between these bytes and the socket.
     let isEncrypted: Bool
 
     /// A peer that takes nothing for this long is gone.
     private static let writeTimeout = TimeAmount.seconds(60)
+
+    /// Send buffer of each end of a bridge's socket pair: the largest frame fits.
+    private static let bridgeBytes = 64 << 10
+    /// Bytes that may wait encrypted.
+    private static let bridgeWaterMark = ChannelOptions.Types.WriteBufferWaterMark(
+        low: 8 << 10, high: 32 << 10)
 
     /// Adds the reading end to a channel's pipeline. Call on the channel's event loop.
     init(wrapping channel: any Channel, isEncrypted: Bool) throws {
@@ -64,6 +73,18 @@ final class ByteStream: Sendable {
     /// Returns once the connection is closed, by whomever.
     func closed() async { try? await channel.closeFuture.get() }
 
+    /// This connection was counted there.
+    func occupy(_ count: ConnectionCount) { place.withLock { $0 = count } }
+
+    /// It does not count any more; more than once does nothing.
+    func leavePlace() {
+        let count = place.withLock { place in
+            defer { place = nil }
+            return place
+        }
+        count?.leave()
+    }
+
     /// Takes the socket away from the event loop: a descriptor of its own, and bytes that were received but not
     /// read. Only for unencrypted connections (nil otherwise), and only while nobody reads.
     func detach() async throws -> Detached? {
@@ -87,6 +108,8 @@ final class ByteStream: Sendable {
     /// those of binary messages.
     func bridge(leftOver: [UInt8], isWebSocket: Bool) async throws -> Int32 {
         let (near, far) = try Descriptor.socketPair(nonBlocking: true).release()
+        // What lies between the relay's queues and the socket has no priorities and knows no caps.
+        for end in [near, far] { Descriptor.setSendBuffer(end, bytes: Self.bridgeBytes) }
         let (channel, handler) = (channel, handler)
         do {
             try await channel.eventLoop.flatSubmit {
@@ -118,12 +141,14 @@ final class ByteStream: Sendable {
             channel.close(promise: nil)
             throw error
         }
+        leavePlace()
         return far
     }
 
     /// As the relay sets them for sockets that it has itself.
     private static func setRelayOptions(of channel: any Channel) {
         let limits = Relay.Limits()
+        try? channel.syncOptions?.setOption(.writeBufferWaterMark, value: Self.bridgeWaterMark)
         // What is read or written at once, NIO and NIOSSL keep as buffers for as long as the connection lives.
         try? channel.syncOptions?.setOption(.maxMessagesPerRead, value: 1)
         // Best effort: without them the connection is slower to notice things.

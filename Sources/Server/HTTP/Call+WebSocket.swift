@@ -42,6 +42,7 @@ extension WebSocketSession {
     /// Runs `produce`, which only sends, until it ends, the peer goes, or `call` would be refused by now; pings in
     /// between. A message from the peer is against the rules of such a route.
     func sendOnly(for call: Call, _ produce: @escaping @Sendable () async throws -> Void) async {
+        expectNothing()
         await withTaskGroup(of: UInt16.self) { group in
             group.addTask {
                 do {

@@ -3,9 +3,14 @@
 /// One request on its way through a route, with what routing and authentication found out about it.
 struct Call: Sendable {
     var head: RequestHead
-    var body: [UInt8]
+    /// Where the body is read from; routes find it in `body`.
+    var source: RequestReader
+    /// Filled when the caller has been let in.
+    var body: [UInt8] = []
     /// Address of the client, without port.
     var peerAddress: String
+    /// Whether it came over TLS.
+    var isEncrypted = false
     /// In every log line and answer of this request.
     var requestID: Identifier
     /// Values of the placeholders of the route's path, percent-decoded.

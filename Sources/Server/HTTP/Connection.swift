@@ -12,35 +12,43 @@ struct Connection: Sendable {
     let logger: Logger
     /// Fields of every answer.
     let commonFields: [(name: String, value: String)]
+    let counters: HTTPCounters
+    /// How long a client may take from its connection to the end of its first request's head. Nil: as for others.
+    var firstHeadTimeout: TimeAmount?
 
     /// Finds the answer for a request. Never throws: errors are answers too.
     protocol Responder: Sendable {
         func respond(to call: Call) async -> Reply
     }
 
-    /// How long a client may take for a request's head and body.
-    private static let requestTimeout = TimeAmount.seconds(60)
-    /// How long a connection may wait for its next request.
-    private static let idleTimeout = TimeAmount.seconds(180)
-
     /// Serves until the connection is over.
     func run() async {
-        var parser = RequestParser()
+        let reader = RequestReader(stream: stream)
+        var deadline = firstHeadTimeout.map { NIODeadline.now() + $0 }
         do {
-            while let head = try await nextHead(&parser) {
-                let body = try await nextBody(head, &parser)
-                let call = Call(head: head, body: body, peerAddress: stream.peerAddress, requestID: .random())
+            while let head = try await reader.nextHead(until: deadline) {
+                deadline = nil
+                let call = Call(
+                    head: head, source: reader, peerAddress: stream.peerAddress,
+                    isEncrypted: stream.isEncrypted, requestID: .random())
                 let reply = await responder.respond(to: call)
                 if case .upgrade(let upgrade) = reply.body {
                     try await switchProtocols(upgrade, call)
-                    await upgrade.run(stream, Array(parser.leftOver))
+                    await upgrade.run(stream, reader.leftOver)
                     break
                 }
                 try await send(reply, to: call)
+                guard await reader.finish() else {
+                    await linger()
+                    break
+                }
                 if !head.keepsAlive { break }
             }
+            if let deadline, NIODeadline.now() >= deadline { counters.add(\.silent) }
         } catch let error as RequestError {
+            counters.add(\.malformed)
             await refuse(error)
+            await linger()
         } catch {
             logger.debug(
                 "connection ended", metadata: ["error": "\(error)", "peer": "\(stream.peerAddress)"])
@@ -48,25 +56,12 @@ struct Connection: Sendable {
         stream.close()
     }
 
-    private func nextHead(_ parser: inout RequestParser) async throws -> RequestHead? {
-        while true {
-            if let head = try parser.nextHead() { return head }
-            let timeout = parser.isEmpty ? Self.idleTimeout : Self.requestTimeout
-            guard let bytes = try await stream.read(timeout: timeout) else { return nil }
-            parser.append(bytes.readableBytesView)
-        }
-    }
-
-    private func nextBody(_ head: RequestHead, _ parser: inout RequestParser) async throws -> [UInt8] {
-        if head.framing != .none, head.tokens("expect").contains("100-continue") {
-            try await stream.write("HTTP/1.1 100 Continue\r\n\r\n".utf8)
-        }
-        while true {
-            if let body = try parser.nextBody(head.framing) { return body }
-            guard let bytes = try await stream.read(timeout: Self.requestTimeout) else {
-                throw RequestError.malformed("body ended early")
-            }
-            parser.append(bytes.readableBytesView)
+    /// Lets a client that is still sending read its answer: closing with bytes unread would reset the connection.
+    private func linger() async {
+        let deadline = NIODeadline.now() + .seconds(1)
+        var left = 1 << 20
+        while left > 0, let bytes = try? await stream.read(timeout: deadline - .now()) {
+            left -= bytes.readableBytes
         }
     }
 
@@ -76,14 +71,7 @@ struct Connection: Sendable {
     }
 
     private func refuse(_ error: RequestError) async {
-        let status =
-            switch error {
-            case .malformed: 400
-            case .headTooLarge: 431
-            case .bodyTooLarge: 413
-            case .version: 505
-            case .transferCoding: 501
-            }
+        let status = error.status
         let body = Reply.message("The request could not be read.", status: status)
         guard case .bytes(let bytes, let type) = body.body else { return }
         let text =
@@ -100,7 +88,7 @@ extension Connection {
     private func send(_ reply: Reply, to call: Call) async throws {
         var fields = reply.fields
         let isHead = call.head.method == "HEAD"
-        if !call.head.keepsAlive { fields.append(("Connection", "close")) }
+        if !call.head.keepsAlive || call.source.isSpoiled { fields.append(("Connection", "close")) }
         switch reply.body {
         case .none:
             if reply.status != 204, reply.status != 304 { fields.append(("Content-Length", "0")) }
@@ -168,7 +156,7 @@ extension Connection {
             101: "Switching Protocols", 200: "OK", 201: "Created", 204: "No Content", 206: "Partial Content",
             304: "Not Modified", 307: "Temporary Redirect", 400: "Bad Request", 401: "Unauthorized",
             403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 406: "Not Acceptable",
-            409: "Conflict",
+            408: "Request Timeout", 409: "Conflict",
             410: "Gone", 412: "Precondition Failed", 413: "Content Too Large", 416: "Range Not Satisfiable",
             426: "Upgrade Required", 429: "Too Many Requests", 431: "Request Header Fields Too Large",
             500: "Internal Server Error", 501: "Not Implemented", 503: "Service Unavailable",

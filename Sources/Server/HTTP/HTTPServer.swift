@@ -25,19 +25,22 @@ struct HTTPServer: Sendable {
 
     private let listener: NIOAsyncChannel<ByteStream, Never>
     private let logger: Logger
+    private let counters: HTTPCounters
 
     /// Port that was really bound.
     let port: Int
 
-    /// More simultaneous connections than this are refused: each may hold a few hundred KiB.
+    /// More simultaneous connections than this are refused: each may hold a few hundred KiB. Those that the relay has
+    /// do not count: it has limits of its own.
     private let maximumConnections: Int
 
     /// Binds `host:port`; port 0 takes a free one.
     init(
         host: String, port: Int, tls: Certificates?, group: any EventLoopGroup, logger: Logger,
-        maximumConnections: Int = 8192
+        counters: HTTPCounters, maximumConnections: Int = 8192
     ) async throws {
         self.logger = logger
+        self.counters = counters
         self.maximumConnections = maximumConnections
         let bootstrap = ServerBootstrap(group: group)
             .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
@@ -69,17 +72,27 @@ struct HTTPServer: Sendable {
                 let active = ConnectionCount(limit: maximumConnections)
                 for try await stream in inbound {
                     guard active.enter() else {
-                        stream.close()
+                        refuse(stream)
                         continue
                     }
+                    stream.occupy(active)
                     group.addTask {
                         await serve(stream)
                         stream.close()
-                        active.leave()
+                        stream.leavePlace()
                     }
                 }
                 group.cancelAll()
             }
         }
+    }
+
+    private func refuse(_ stream: ByteStream) {
+        if counters.add(\.refused) % 1_000 == 0 {
+            logger.warning(
+                "too many connections; further ones are closed",
+                metadata: ["port": "\(port)", "limit": "\(maximumConnections)"])
+        }
+        stream.close()
     }
 }

@@ -37,7 +37,20 @@ struct Reply: Sendable {
     static var noContent: Reply { Reply(status: 204, body: .none) }
 
     /// The answer for an error.
-    static func error(_ error: APIError) -> Reply { .json(error.json, status: error.status) }
+    static func error(_ error: APIError) -> Reply {
+        var reply = Reply.json(error.json, status: error.status)
+        reply.fields = error.fields.map { ($0.name, $0.value) }
+        // RFC 6750 §3; RFC 9110 §11.6.1: a 401 must say how to do better.
+        if let word = [401: "invalid_token", 403: "insufficient_scope"][error.status] {
+            let text = error.message.filter { $0.isASCII && $0 != "\"" && $0 != "\\" && !$0.isNewline }
+            reply.fields.append(
+                (
+                    "WWW-Authenticate",
+                    "Bearer realm=\"coder\", error=\"\(word)\", error_description=\"\(text)\""
+                ))
+        }
+        return reply
+    }
 }
 
 /// What a connection turns into after its last HTTP answer.

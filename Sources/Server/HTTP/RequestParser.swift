@@ -58,6 +58,20 @@ enum RequestError: Error, Equatable {
     case version
     /// A transfer coding other than `chunked`.
     case transferCoding
+    /// The client went, or was too slow, before its body was complete.
+    case endedEarly
+
+    /// Status of the answer.
+    var status: Int {
+        switch self {
+        case .malformed: 400
+        case .endedEarly: 408
+        case .headTooLarge: 431
+        case .bodyTooLarge: 413
+        case .version: 505
+        case .transferCoding: 501
+        }
+    }
 }
 
 /// Cuts a byte stream into requests. No I/O: append bytes, then ask. Strict where leniency would let two readers
@@ -76,6 +90,13 @@ struct RequestParser {
     private let limits: Limits
     private var bytes: [UInt8] = []
     private var start = 0
+    /// Lines of the head that have arrived, without their ends, and how far it was looked for more of them; all
+    /// counted from `start`, so that no byte is looked at twice.
+    private var lines: [Range<Int>] = []
+    private var scanned = 0
+    private var lineStart = 0
+    /// The body that is arriving in chunks.
+    private var chunked: ChunkedBody?
 
     init(limits: Limits = Limits()) { self.limits = limits }
 
@@ -84,6 +105,9 @@ struct RequestParser {
 
     /// Whether a request has begun to arrive.
     var isEmpty: Bool { start == bytes.count }
+
+    /// Bytes of the current body that are here.
+    var bodyBytes: Int { chunked?.body.count ?? bytes.count - start }
 
     /// Adds received bytes.
     mutating func append(_ more: some Collection<UInt8>) {
@@ -97,24 +121,22 @@ struct RequestParser {
     /// The next head, or nil until more bytes arrive.
     mutating func nextHead() throws(RequestError) -> RequestHead? {
         // RFC 9112 §2.2: a server SHOULD ignore at least one empty line before the request line.
-        while start < bytes.count, bytes[start] == 13 || bytes[start] == 10 { start += 1 }
-        var lines: [ArraySlice<UInt8>] = []
-        var position = start
-        while let end = lineEnd(from: position) {
-            let line = bytes[position..<end.content]
-            position = end.next
-            guard position - start <= limits.headBytes else { throw .headTooLarge }
-            if line.isEmpty {
-                let head = try Self.parse(lines)
-                if case .length(let count) = head.framing, count > limits.bodyBytes { throw .bodyTooLarge }
-                start = position
-                return head
-            }
+        if lines.isEmpty, lineStart == 0 {
+            while start < bytes.count, bytes[start] == 13 || bytes[start] == 10 { start += 1 }
+        }
+        while let newline = bytes[(start + scanned)...].firstIndex(of: 10) {
+            let end = newline - start
+            let content = end > lineStart && bytes[newline - 1] == 13 ? end - 1 : end
+            let line = lineStart..<content
+            (lineStart, scanned) = (end + 1, end + 1)
+            guard lineStart <= limits.headBytes else { throw .headTooLarge }
+            guard !line.isEmpty else { return try takeHead() }
             guard lines.count <= limits.fields else { throw .headTooLarge }
             lines.append(line)
-            if lines.count == 1 { try Self.checkRequestLine(line) }
+            if lines.count == 1 { try Self.checkRequestLine(slice(line)) }
         }
-        guard bytes.count - start <= limits.headBytes else { throw .headTooLarge }
+        scanned = bytes.count - start
+        guard scanned <= limits.headBytes else { throw .headTooLarge }
         // A stranger that speaks another protocol is refused at its first bytes, not after 64 KiB.
         if lines.isEmpty, let first = bytes[start...].first, !Self.isToken(first) {
             throw .malformed("request line")
@@ -122,64 +144,38 @@ struct RequestParser {
         return nil
     }
 
-    /// The whole body framed as `framing` says, or nil until more bytes arrive.
-    mutating func nextBody(_ framing: RequestHead.BodyFraming) throws(RequestError) -> [UInt8]? {
+    private mutating func takeHead() throws(RequestError) -> RequestHead {
+        let head = try Self.parse(lines.map(slice))
+        start += lineStart
+        (lines, scanned, lineStart) = ([], 0, 0)
+        return head
+    }
+
+    private func slice(_ range: Range<Int>) -> ArraySlice<UInt8> {
+        bytes[(start + range.lowerBound)..<(start + range.upperBound)]
+    }
+
+    /// The whole body framed as `framing` says, or nil until more bytes arrive. `limit`: bytes of it, if less than
+    /// the limit of all bodies.
+    mutating func nextBody(
+        _ framing: RequestHead.BodyFraming, limit: Int = .max
+    ) throws(RequestError) -> [UInt8]? {
+        let limit = min(limit, limits.bodyBytes)
         switch framing {
         case .none: return []
         case .length(let count):
+            guard count <= limit else { throw .bodyTooLarge }
             guard bytes.count - start >= count else { return nil }
             defer { start += count }
             return Array(bytes[start..<start + count])
-        case .chunked: return try chunkedBody()
+        case .chunked:
+            var body = chunked ?? ChunkedBody(limit: limit)
+            chunked = nil  // so that the bytes are not copied
+            start += try body.take(bytes[start...])
+            if body.isComplete { return body.body }
+            chunked = body
+            return nil
         }
-    }
-
-    /// RFC 9112 §7.1. Looks at the body from its first byte each time: bodies are small and rarely chunked.
-    private mutating func chunkedBody() throws(RequestError) -> [UInt8]? {
-        var body: [UInt8] = []
-        var position = start
-        while let end = lineEnd(from: position) {
-            let line = bytes[position..<end.content]
-            let digits = line.prefix { $0 != UInt8(ascii: ";") }.filter { $0 != 32 && $0 != 9 }
-            guard !digits.isEmpty, digits.count <= 8,
-                let size = Int(String(decoding: digits, as: UTF8.self), radix: 16),
-                digits.first != UInt8(ascii: "+"),
-                digits.first != UInt8(ascii: "-")
-            else { throw .malformed("chunk size") }
-            position = end.next
-            if size == 0 { return try skipTrailers(from: position) ? body : nil }
-            guard body.count + size <= limits.bodyBytes else { throw .bodyTooLarge }
-            guard bytes.count >= position + size + 2 else { return nil }
-            body += bytes[position..<position + size]
-            guard bytes[position + size] == 13, bytes[position + size + 1] == 10 else {
-                throw .malformed("chunk end")
-            }
-            position += size + 2
-        }
-        guard bytes.count - position <= 4096 else { throw .malformed("chunk size") }
-        return nil
-    }
-
-    /// Moves past the trailer lines. False until all of them are here.
-    private mutating func skipTrailers(from first: Int) throws(RequestError) -> Bool {
-        var position = first
-        while let end = lineEnd(from: position) {
-            let isLast = end.content == position
-            position = end.next
-            if isLast {
-                start = position
-                return true
-            }
-        }
-        guard bytes.count - first <= limits.headBytes else { throw .headTooLarge }
-        return false
-    }
-
-    /// Where the line from `position` ends; a bare LF ends a line too (RFC 9112 §2.2).
-    private func lineEnd(from position: Int) -> (content: Int, next: Int)? {
-        guard let newline = bytes[position...].firstIndex(of: 10) else { return nil }
-        let content = newline > position && bytes[newline - 1] == 13 ? newline - 1 : newline
-        return (content, newline + 1)
     }
 }
 

@@ -30,10 +30,12 @@ struct RouteTable {
 
     private let router = Router(context: RouteContext.self)
     private let authenticator: Authenticator
+    private let proxies: TrustedProxies
     private let logger: Logger
 
-    init(authenticator: Authenticator, logger: Logger) {
+    init(authenticator: Authenticator, proxies: TrustedProxies, logger: Logger) {
         self.authenticator = authenticator
+        self.proxies = proxies
         self.logger = logger
     }
 
@@ -62,16 +64,23 @@ struct RouteTable {
             for name in names {
                 call.parameters[name] = context.parameters.get(name).map(PercentCoding.decode)
             }
-            call.identity = try await authenticator.identify(call, for: access)
-            call.renewIdentity = { try await authenticator.renew($0, for: access) }
+            call.identity = try await authenticator.identify(call, for: access, route: path)
+            call.renewIdentity = { try await authenticator.known($0, for: access) }
+            call.body = try await call.source.body(limit: Self.bodyLimit(access))
             context.answer.reply = try await handler(call)
             return Response(status: .ok)
         }
     }
 
+    /// Strangers log in and ask for little else; agents send logs, and users the state of workspaces.
+    private static func bodyLimit(_ access: Access) -> Int {
+        access == .anonymous ? 65_536 : RequestParser.Limits().bodyBytes
+    }
+
     /// What the connections ask. Add no route after this.
     func makeResponder(fallback: @escaping Handler) -> any Connection.Responder {
-        TableResponder(responder: router.buildResponder(), fallback: fallback, logger: logger)
+        TableResponder(
+            responder: router.buildResponder(), fallback: fallback, proxies: proxies, logger: logger)
     }
 }
 
@@ -106,10 +115,12 @@ struct RouteSource: RequestContextSource {
 private struct TableResponder: Connection.Responder {
     let responder: RouterResponder<RouteContext>
     let fallback: RouteTable.Handler
+    let proxies: TrustedProxies
     let logger: Logger
 
     func respond(to call: Call) async -> Reply {
         var call = call
+        call.peerAddress = proxies.client(of: call.head, peer: call.peerAddress)
         let parts = call.head.target.split(separator: "?", maxSplits: 1, omittingEmptySubsequences: false)
         // Runs of slashes count as one, and a trailing one as none.
         let path = "/" + (parts.first ?? "").split(separator: "/").joined(separator: "/")
@@ -119,6 +130,8 @@ private struct TableResponder: Connection.Responder {
             return try await fallback(call)
         } catch let error as APIError {
             return .error(error)
+        } catch let error as RequestError {
+            return .error(APIError(error.status, "The request could not be read."))
         } catch let error as DatabaseError {
             log(error, call)
             return .error(error.isDisconnected ? .databaseNotReachable : .internal)

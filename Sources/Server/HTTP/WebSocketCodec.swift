@@ -52,7 +52,7 @@ struct WebSocketDecoder {
     }
 
     /// Longest frame taken: yamux bodies stay below 256 KiB.
-    private let maximumFrameBytes: Int
+    var maximumFrameBytes: Int
     /// Whether payload is passed on as it comes, as data frames that are not final: nothing is kept then, however
     /// long the peer's frames are.
     private let passesPartsOn: Bool

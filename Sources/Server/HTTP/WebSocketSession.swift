@@ -17,6 +17,9 @@ final class WebSocketSession: Sendable {
         self.decoder = Mutex(decoder)
     }
 
+    /// Takes only short frames from now on: for routes on which the peer has nothing to say.
+    func expectNothing() { decoder.withLock { $0.maximumFrameBytes = 4096 } }
+
     /// What a reader gets.
     enum Received: Sendable {
         /// Payload of a binary frame. Borders of messages carry no meaning on our byte-stream routes.

@@ -26,6 +26,8 @@ public struct RelayOptions: Sendable {
     public var clientRate = 0
     /// `--client-burst`: bytes.
     public var clientBurst = 0
+    /// `--max-connections-per-address`; 0: no limit.
+    public var connectionsPerAddress = 0
     /// `--drain-time`: how long clients may take to leave, in seconds.
     public var drainSeconds: Int64 = 5
     /// `--primary-access-url`: the server to register with.
@@ -38,6 +40,8 @@ public struct RelayOptions: Sendable {
     public var relayURL = ""
     /// Between two registrations, in seconds; the server forgets a relay after three that were missed. No flag.
     public var registrationSeconds: Int64 = 15
+    /// The process's environment: proxies and certificates of requests to the server and to other relays.
+    public var environment: [String: String] = [:]
     /// Version of this program.
     public var version = ""
     /// Log level word.

@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import DERPRelay
-internal import Glibc
-internal import HTTPTransport
 internal import LinuxIO
 internal import Logging
-internal import Mesh
-internal import NIOPosix
 
 /// `coder relay`: a relay without a server around it, until SIGINT or SIGTERM.
 public enum RelayProgram {
@@ -16,32 +11,10 @@ public enum RelayProgram {
         complain: @escaping @Sendable (String) -> Void
     ) async -> Int32 {
         let logger = ServerProgram.makeLogger(options.logLevel)
-        raiseDescriptorLimit()
-        do {
-            let signals = StopSignals()
-            let relay = try await RunningRelay.start(options, logger: logger, say: say)
-            await withTaskGroup(of: Void.self) { group in
-                group.addTask { await signals.wait() }
-                group.addTask { await relay.failed() }
-                await group.next()
-                group.cancelAll()
-            }
-            say("Stopping: clients are told to connect elsewhere; press ctrl+c to end at once.")
-            signals.endAtOnceNextTime()
-            await relay.stop()
-            say("Stopped.")
-            return relay.hasFailed ? 1 : 0
-        } catch {
-            complain("error: \(error)")
-            return 1
-        }
-    }
-
-    /// One descriptor per client, two for each with TLS.
-    private static func raiseDescriptorLimit() {
-        var limit = rlimit()
-        guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
-        limit.rlim_cur = limit.rlim_max
-        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+        DescriptorLimit.raise()
+        return await LifeCycle.run(
+            start: { try await RunningRelay.start(options, logger: logger, say: say) }, started: { _ in },
+            stopping: "Stopping: clients are told to connect elsewhere; press ctrl+c to end at once.",
+            say: say, complain: complain)
     }
 }

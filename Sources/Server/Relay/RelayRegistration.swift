@@ -15,9 +15,21 @@ struct RelayRegistration: Sendable {
         var siblings: [HTTPURL]
     }
 
-    /// The server refuses this relay: trying again is of no use.
+    /// The server itself refuses this relay; what stands before it may have similar words, but not in JSON.
     struct Refused: Error, CustomStringConvertible {
-        var description: String
+        var status: Int
+        var message: String
+
+        var description: String { "status \(status) \(message)" }
+    }
+
+    /// How registrations go on.
+    enum Event: Sendable {
+        case registered(Answer)
+        /// So many in a row failed.
+        case failed(Int)
+        /// It is of no use to go on, for this reason.
+        case over(String)
     }
 
     private let primary: HTTPURL
@@ -26,11 +38,17 @@ struct RelayRegistration: Sendable {
     private let logger: Logger
     private let accessURL: String
     private let relayURL: String
+    /// Of the STUN responder beside the relay.
+    private let stunPort: Int?
     private let version: String
     private let interval: Duration
     private let replica = Identifier.random()
+    /// Between attempts while the server has not answered once.
+    private static let impatience: Duration = .seconds(2)
 
-    init(_ options: RelayOptions, port: Int?, http: HTTPClient, logger: Logger) throws {
+    init(
+        _ options: RelayOptions, port: Int?, stunPort: Int?, http: HTTPClient, logger: Logger
+    ) throws {
         guard let primary = HTTPURL(options.primaryURL) else {
             throw RelayStartError(
                 description: options.primaryURL.isEmpty
@@ -58,57 +76,59 @@ struct RelayRegistration: Sendable {
         self.http = http
         self.logger = logger
         relayURL = options.relayURL.isEmpty ? accessURL : options.relayURL
+        self.stunPort = stunPort
         version = options.version
         interval = .seconds(max(1, options.registrationSeconds))
     }
 
-    /// The first registration: waits for the server for as long as it takes, unless it refuses.
-    func first() async throws -> Answer {
-        var isKnown = false
-        while true {
-            do {
-                return try await register(trouble: "")
-            } catch let error as Refused {
-                throw error
-            } catch {
-                if !isKnown {
-                    logger.warning(
-                        "the server cannot be reached; waiting for it", metadata: ["error": "\(error)"])
-                }
-                isKnown = true
-                try await Task.sleep(for: .seconds(2))
-            }
+    /// The first registration, nil when the server cannot be reached. Throws when it refuses.
+    func first() async throws -> Answer? {
+        do {
+            return try await register(trouble: "")
+        } catch let error as Refused {
+            throw error
+        } catch {
+            logger.warning("the server cannot be reached; waiting for it", metadata: ["error": "\(error)"])
+            try Task.checkCancellation()
+            return nil
         }
     }
 
-    /// Registers again and again until cancelled. A server that is away changes nothing: packets go on.
+    /// Registers again and again until cancelled. A server that is away changes nothing: packets go on. `known`: what
+    /// the first registration gave. `trouble`: what to tell the server.
     func keep(
-        since first: Answer, known: (Answer) async -> Void, trouble: (_ failures: Int) -> Void,
-        changed: (String) -> Void
+        after known: Answer?, trouble: () async -> String, tell: (Event) async -> Void
     ) async {
-        var failures = 0
+        var known = known
+        var failures = known == nil ? 1 : 0
+        var refusals = 0
         while !Task.isCancelled {
             // Cancelled: the loop ends.
-            try? await Task.sleep(for: interval)
+            try? await Task.sleep(for: known == nil ? min(interval, Self.impatience) : interval)
             guard !Task.isCancelled else { return }
             do {
-                let answer = try await register(trouble: "")
-                guard answer.meshKey == first.meshKey, answer.regionID == first.regionID else {
-                    return changed("the server changed this relay's mesh key or region: start it again")
+                let answer = try await register(trouble: await trouble())
+                if let known, answer.meshKey != known.meshKey || answer.regionID != known.regionID {
+                    return await tell(
+                        .over("the server changed this relay's mesh key or region: start it again"))
                 }
                 if failures > 0 { logger.info("the server is there again") }
-                failures = 0
-                trouble(0)
-                await known(answer)
-            } catch let error as Refused {
-                return changed("the server refuses this relay: \(error)")
+                known = answer
+                (failures, refusals) = (0, 0)
+                await tell(.registered(answer))
             } catch {
+                let refused = error as? Refused
+                // Once may be a mistake of something that is just being replaced.
+                refusals = refused?.status == 401 ? refusals + 1 : 0
+                if let refused, refusals > 1 {
+                    return await tell(.over("the server refuses this relay: \(refused)"))
+                }
                 failures += 1
                 if failures == 1 {
                     logger.warning(
                         "the server cannot be reached; relaying goes on", metadata: ["error": "\(error)"])
                 }
-                trouble(failures)
+                await tell(.failed(failures))
             }
         }
     }
@@ -130,12 +150,16 @@ struct RelayRegistration: Sendable {
                 "derp_only": true, "replica_id": JSON(replica), "hostname": .string(Self.hostName),
                 "replica_error": .string(trouble), "replica_relay_address": .string(relayURL),
                 "version": .string(version),
+                // Not upstream's, whose server ignores it.
+                "derp_stun_port": JSON(stunPort ?? -1),
             ], timeout: .seconds(10))
-        let text = String(decoding: response.body.prefix(300), as: UTF8.self)
         guard response.status == 201 else {
-            if [400, 401, 403, 404].contains(response.status) {
-                throw Refused(description: "status \(response.status) \(text)")
+            if [400, 401, 403, 404].contains(response.status),
+                let message = (try? JSON(parsing: response.body))?["message"]?.text
+            {
+                throw Refused(status: response.status, message: message)
             }
+            let text = String(decoding: response.body.prefix(300), as: UTF8.self)
             throw RelayStartError(description: "status \(response.status) \(text)")
         }
         let json = try JSON(parsing: response.body)

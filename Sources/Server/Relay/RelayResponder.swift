@@ -8,13 +8,25 @@ internal import Synchronization
 final class RelayResponder: Connection.Responder {
     private let door: RelayDoor
     private let stun: STUNListener?
+    /// What its listeners did not serve.
+    let http: HTTPCounters
+    private let certificates: Certificates?
+    private let verifier: RelayVerifier?
     private let version: String
     private let isDraining = Atomic<Bool>(false)
     private let trouble = Mutex<[String]>([])
 
-    init(door: RelayDoor, stun: STUNListener?, version: String) {
+    private let plainDoor = Mutex<PlainDoor?>(nil)
+
+    init(
+        door: RelayDoor, stun: STUNListener?, http: HTTPCounters, certificates: Certificates?,
+        verifier: RelayVerifier?, version: String
+    ) {
         self.door = door
         self.stun = stun
+        self.http = http
+        self.certificates = certificates
+        self.verifier = verifier
         self.version = version
     }
 
@@ -23,6 +35,9 @@ final class RelayResponder: Connection.Responder {
 
     /// What `healthz-report` warns of.
     func report(_ warnings: [String]) { trouble.withLock { $0 = warnings } }
+
+    /// Shows what this door counts, too.
+    func watch(_ door: PlainDoor) { plainDoor.withLock { $0 = door } }
 
     func respond(to call: Call) async -> Reply {
         let path = call.head.target.prefix { $0 != "?" }
@@ -45,7 +60,7 @@ final class RelayResponder: Connection.Responder {
         case "/healthz-report":
             let warnings = trouble.withLock { $0 }
             return .json(["errors": isLeaving ? ["draining"] : [], "warnings": JSON(warnings)])
-        case "/metrics": return .text(metrics, type: "text/plain; version=0.0.4; charset=utf-8")
+        case "/metrics": return .text(metrics, type: MetricsResponder.type)
         case "/robots.txt": return .text("User-agent: *\nDisallow: /\n")
         case "/": return .text(index, type: "text/html; charset=utf-8")
         default: return .text("404 page not found\n", status: 404)
@@ -75,12 +90,15 @@ final class RelayResponder: Connection.Responder {
 
     private var metrics: String {
         var text = door.relay.counters.prometheusText
-        if let counters = stun?.counters {
-            text += "# TYPE coder_stun_requests_total counter\n"
-            text += "coder_stun_requests_total{disposition=\"answered\"} \(counters.answered)\n"
-            text += "coder_stun_requests_total{disposition=\"ignored\"} \(counters.ignored)\n"
+        if let counters = stun?.counters { text += Metrics.text(counters) }
+        if let counters = plainDoor.withLock({ $0?.counters }) {
+            text += Metrics.sample("coder_relay_door_evicted_total", "counter", counters.evicted)
+            text += Metrics.sample("coder_relay_door_exhausted_total", "counter", counters.exhausted)
         }
-        return text
+        if let verifier { text += verifier.prometheusText }
+        text += http.prometheusText
+        if let certificates { text += Metrics.text(certificates) }
+        return text + Metrics.process
     }
 
     private var index: String {

@@ -19,10 +19,13 @@ final class DERPMapSource: Sendable {
 
     /// What the options make.
     let base: DERPMap
+    private let blocksDirect: Bool
     private let state: Mutex<Published>
 
-    init(_ map: DERPMap) throws {
+    /// `blocksDirect`: nobody is told of STUN.
+    init(_ map: DERPMap, blocksDirect: Bool) throws {
         base = map
+        self.blocksDirect = blocksDirect
         state = Mutex(try Self.publish(map, version: 0))
     }
 
@@ -36,6 +39,7 @@ final class DERPMapSource: Sendable {
         for region in regions where map.regions[region.id] == nil && codes.insert(region.code).inserted {
             map.regions[region.id] = region
         }
+        if blocksDirect { map = map.withoutSTUN }
         let (old, version) = state.withLock { ($0.map, $0.version) }
         guard map != old else { return }
         let published = try Self.publish(map, version: version + 1)

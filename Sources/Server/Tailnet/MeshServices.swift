@@ -18,13 +18,16 @@ final class MeshServices: Sendable {
     let sessions = RPCSessions()
 
     init(
-        map: DERPMap, relay: Relay?, stun: STUNListener?, resumeTokens: ResumeTokens
+        map: DERPMap, blocksDirect: Bool, relay: Relay?, stun: STUNListener?, resumeTokens: ResumeTokens
     ) throws {
-        maps = try DERPMapSource(map)
+        maps = try DERPMapSource(map, blocksDirect: blocksDirect)
         self.relay = relay
         self.stun = stun
         self.resumeTokens = resumeTokens
     }
+
+    /// What our own STUN responder did, if there is one.
+    var stunCounters: STUNResponder.Counters? { stun?.counters }
 
     /// Latency per region of a connected agent, as `codersdk.WorkspaceAgent` shows it.
     func latency(ofAgent agent: Identifier) async -> JSON? {
@@ -63,49 +66,6 @@ extension Identifier {
     /// The form of the RPC layer.
     var raw: RawUUID { RawUUID(high: high, low: low) }
     init(_ raw: RawUUID) { self.init(high: raw.high, low: raw.low) }
-}
-
-/// Builds the DERP map from the options. `coordinator.md` §8.1.
-enum DERPMapBuilder {
-    /// Why there is no usable map.
-    struct Unusable: Error, CustomStringConvertible {
-        var description: String
-    }
-
-    /// `stunPort`: port of our own STUN responder, if it could be opened.
-    static func map(_ options: ServerOptions, accessURL: AccessURL, stunPort: Int?) throws -> DERPMap {
-        guard options.derpEnable else {
-            throw Unusable(
-                description:
-                    "no relay: --derp-server-enable is false, and maps of other relays are not supported yet")
-        }
-        let id = options.derpRegionID
-        guard (1...65_535).contains(id) else {
-            throw Unusable(description: "--derp-server-region-id is out of range")
-        }
-        var node = DERPMap.Node(name: "\(id)b", regionID: id, hostName: accessURL.host)
-        node.derpPort = accessURL.port
-        node.forcesHTTP = !accessURL.isSecure
-        node.stunPort = options.blockDirect ? -1 : stunPort ?? -1
-        var map = DERPMap(regions: [
-            id: .init(
-                id: id, code: options.derpRegionCode, name: options.derpRegionName, isEmbeddedRelay: true,
-                nodes: [node])
-        ])
-        guard !options.blockDirect, !options.stunAddresses.contains("disable") else { return map }
-        for (index, address) in options.stunAddresses.enumerated() {
-            guard let (host, port) = HostPort.split(address), !host.isEmpty else {
-                throw Unusable(description: "--derp-server-stun-addresses: \"\(address)\" is not host:port")
-            }
-            let region = id + 1 + index
-            var node = DERPMap.Node(name: "\(region)stun0", regionID: region, hostName: host)
-            node.isSTUNOnly = true
-            node.stunPort = port ?? 3478
-            map.regions[region] = .init(
-                id: region, code: "coder_stun_\(region)", name: "Coder STUN \(region)", nodes: [node])
-        }
-        return map
-    }
 }
 
 extension DERPMap {

@@ -9,6 +9,7 @@ final class RPCSessions: Sendable {
         var next: UInt64 = 0
         var open: [UInt64: (connection: RPCConnection, socket: WebSocketSession)] = [:]
         var isClosed = false
+        var failures = 0
     }
 
     private let state = Mutex(State())
@@ -26,7 +27,7 @@ final class RPCSessions: Sendable {
         guard let number = enter(connection, socket) else { return await socket.close(code: 1001) }
         defer { leave(number) }
         await withTaskGroup(of: (code: UInt16, reason: String).self) { group in
-            group.addTask { await Self.run(connection, socket) }
+            group.addTask { await self.run(connection, socket) }
             group.addTask {
                 await guardian(connection)
                 return (1001, "")
@@ -54,6 +55,9 @@ final class RPCSessions: Sendable {
     /// How many are open.
     var count: Int { state.withLock { $0.open.count } }
 
+    /// Sessions that did not end in order: connections lost, and peers that broke the protocol.
+    var failures: Int { state.withLock { $0.failures } }
+
     private func enter(_ connection: RPCConnection, _ socket: WebSocketSession) -> UInt64? {
         state.withLock { state in
             guard !state.isClosed else { return nil }
@@ -65,8 +69,7 @@ final class RPCSessions: Sendable {
 
     private func leave(_ number: UInt64) { state.withLock { $0.open[number] = nil } }
 
-    private static func run(_ connection: RPCConnection, _ socket: WebSocketSession) async -> (UInt16, String)
-    {
+    private func run(_ connection: RPCConnection, _ socket: WebSocketSession) async -> (UInt16, String) {
         do {
             try await connection.run(
                 read: {
@@ -77,12 +80,14 @@ final class RPCSessions: Sendable {
                     }
                 },
                 write: { bytes in
-                    for start in stride(from: 0, to: bytes.count, by: maximumMessageBytes) {
-                        try await socket.send(bytes[start..<min(start + maximumMessageBytes, bytes.count)])
+                    for start in stride(from: 0, to: bytes.count, by: Self.maximumMessageBytes) {
+                        let end = min(start + Self.maximumMessageBytes, bytes.count)
+                        try await socket.send(bytes[start..<end])
                     }
                 })
             return (1000, "")
         } catch {
+            if error != .cancelled { state.withLock { $0.failures += 1 } }
             let isText = "\(error)".contains("notBinary")
             return isText ? (1003, "unexpected text message") : (1011, "session ended by an error")
         }

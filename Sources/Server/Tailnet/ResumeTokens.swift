@@ -8,7 +8,8 @@ struct ResumeTokens: Sendable {
         case unknownKey
         case badSignature
         case expired
-        case otherUser
+        /// It was given to somebody else.
+        case foreign
     }
 
     /// 24 h. `rpc-transport.md` §7.
@@ -23,13 +24,14 @@ struct ResumeTokens: Sendable {
         self.current = current
     }
 
-    /// A token by which `user` may be this peer again, and when it expires.
-    func issue(
-        _ peer: Identifier, to user: Identifier, now: Timestamp
-    ) -> (token: String, expiresAt: Timestamp) {
+    /// A token for a peer of that user, and when it expires.
+    func issue(_ peer: Identifier, user: Identifier, now: Timestamp) -> (token: String, expiresAt: Timestamp)
+    {
         let expiry = now.adding(seconds: Self.lifetimeSeconds)
         let header: JSON = ["alg": "HS512", "kid": JSON(current)]
-        let claims: JSON = ["sub": JSON(peer), "usr": JSON(user), "exp": JSON(expiry.unixSeconds)]
+        let claims: JSON = [
+            "sub": JSON(peer), "exp": JSON(expiry.unixSeconds), "user": JSON(user),
+        ]
         let signed = [header, claims].map { Base64.encode($0.encoded, .url, padded: false) }.joined(
             separator: ".")
         return (
@@ -37,8 +39,8 @@ struct ResumeTokens: Sendable {
         )
     }
 
-    /// The peer of a token of `user`. Nil for one without a key id, which counts as no token at all.
-    func verify(_ token: String, of user: Identifier, now: Timestamp) throws(Refused) -> Identifier? {
+    /// The peer of a user's token. Nil for one without a key id, which counts as no token at all.
+    func verify(_ token: String, user: Identifier, now: Timestamp) throws(Refused) -> Identifier? {
         let parts = token.split(separator: ".", omittingEmptySubsequences: false)
         guard token.utf8.count <= 4096, parts.count == 3, let header = Self.json(parts[0]),
             let claims = Self.json(parts[1]), let given = Base64.decode(parts[2])
@@ -51,7 +53,7 @@ struct ResumeTokens: Sendable {
             let expiry = claims["exp"]?.integer
         else { throw .malformed }
         guard expiry > now.unixSeconds else { throw .expired }
-        guard claims["usr"]?.text == user.text else { throw .otherUser }
+        guard claims["user"]?.text.flatMap({ Identifier($0) }) == user else { throw .foreign }
         return peer
     }
 

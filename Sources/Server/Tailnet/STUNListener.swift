@@ -9,6 +9,10 @@ struct STUNListener: Sendable {
     private let responder: STUNResponder
     /// UDP port, the same for IPv4 and IPv6.
     let port: Int
+    /// Answers at the next port, when that is free: one that asks both learns whether its NAT maps by destination.
+    private let second: STUNResponder?
+    /// Its port; nil without it.
+    var secondPort: Int? { second == nil ? nil : port + 1 }
 
     /// Opens it as the options say. Nil, with a warning, when it cannot be: clients then use the relay, or addresses
     /// that they know.
@@ -16,14 +20,29 @@ struct STUNListener: Sendable {
         options.blockDirect ? nil : open(options.stunListenAddress, logger: logger)
     }
 
-    /// Opens it at `host:port`; an empty text is none.
-    static func open(_ address: String, logger: Logger) -> STUNListener? {
-        guard !address.isEmpty else { return nil }
-        guard let (host, port) = HostPort.split(address) else {
-            logger.warning("no STUN: not an address", metadata: ["address": "\(address)"])
+    /// Why it cannot be opened.
+    struct Unusable: Error, CustomStringConvertible {
+        var description: String
+    }
+
+    /// Opens it at `host:port`, or warns; an empty text is none.
+    private static func open(_ address: String, logger: Logger) -> STUNListener? {
+        do {
+            return try bound(address)
+        } catch {
+            logger.warning(
+                "no STUN: direct connections through NATs will be harder to find",
+                metadata: ["error": "\(error)"])
             return nil
         }
-        let number = UInt16(port ?? 3478)
+    }
+
+    /// Opens it at `host:port`; an empty text is none.
+    static func bound(_ address: String) throws(Unusable) -> STUNListener? {
+        guard !address.isEmpty else { return nil }
+        guard let (host, port) = HostPort.split(address), let number = UInt16(exactly: port ?? 3478) else {
+            throw Unusable(description: "STUN: \"\(address)\" is not an address of the form host:port")
+        }
         var candidates: [(v4: String?, v6: String?)] = [(host, nil), (nil, host)]
         // Without IPv6 on this machine, IPv4 alone will do.
         if host.isEmpty { candidates = [("0.0.0.0", "::"), ("0.0.0.0", nil)] }
@@ -39,19 +58,39 @@ struct STUNListener: Sendable {
             do {
                 let responder = try STUNResponder(v4: v4, v6: v6)
                 guard let bound = responder.localV4 ?? responder.localV6 else { continue }
-                return STUNListener(responder: responder, port: Int(bound.port))
+                return STUNListener(
+                    responder: responder, port: Int(bound.port),
+                    second: Self.next(responder, bound.port))
             } catch {
                 cause = "\(error)"
             }
         }
-        logger.warning(
-            "no STUN: direct connections through NATs will be harder to find",
-            metadata: ["address": "\(address)", "error": "\(cause)"])
-        return nil
+        throw Unusable(description: "STUN on UDP \(address): \(cause)")
+    }
+
+    /// The same addresses, one port further. That it is taken is no fault.
+    private static func next(_ first: STUNResponder, _ port: UInt16) -> STUNResponder? {
+        guard port < .max else { return nil }
+        func further(_ address: SocketAddress?) -> SocketAddress? {
+            address.map { SocketAddress($0.ip, port: port + 1) }
+        }
+        do {
+            return try STUNResponder(v4: further(first.localV4), v6: further(first.localV6))
+        } catch {
+            return nil
+        }
     }
 
     /// What it did so far.
-    var counters: STUNResponder.Counters { responder.counters }
+    var counters: STUNResponder.Counters {
+        var result = responder.counters
+        result.answered += second?.counters.answered ?? 0
+        result.ignored += second?.counters.ignored ?? 0
+        return result
+    }
 
-    func close() { responder.close() }
+    func close() {
+        responder.close()
+        second?.close()
+    }
 }

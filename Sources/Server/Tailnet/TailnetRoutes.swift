@@ -46,13 +46,13 @@ struct TailnetRoutes {
         let store = try services.store(for: call)
         _ = try await store.workspace(ofAgent: agent, action: .ssh)
         try Self.checkVersion(call.query["version"], standard: "1.0")
-        let peer = try resume(call, store.subject)
+        let peer = try resume(call)
         var handlers = RPCHandlers()
         TailnetService(
             services: services, peer: peer, role: .clientOfAgent(agent.raw), name: store.subject.username,
-            user: store.subject.userID
+            resumingUser: store.subject.userID
         ).register(&handlers)
-        return try serve(call, handlers) {
+        return try serve(call, handlers) { [services] in
             _ = try await services.store(for: $0).workspace(ofAgent: agent, action: .ssh)
         }
     }
@@ -61,28 +61,46 @@ struct TailnetRoutes {
     private func tailnet(_ call: Call) async throws -> Reply {
         let store = try services.store(for: call)
         try Self.checkVersion(call.query["version"], standard: "2.0")
-        let peer = try resume(call, store.subject)
+        let peer = try resume(call)
         var handlers = RPCHandlers()
         TailnetService(
             services: services, peer: peer, role: .clientOfUser, name: store.subject.username,
-            user: store.subject.userID,
-            authorize: { target in
-                do {
-                    _ = try await store.workspace(ofAgent: Identifier(target), action: .ssh)
-                    return nil
-                } catch is APIError {
-                    return "workspace agent not found or you do not have permission"
-                } catch {
-                    return "database not reachable"
-                }
-            }
+            resumingUser: store.subject.userID,
+            authorize: { await Self.refusal(of: $0, store) }
         ).register(&handlers)
-        return try serve(call, handlers) { _ in }
+        let services = services
+        handlers.serverStream(TailnetMethods.workspaceUpdates) { request, stream in
+            guard let owner = RawUUID(request.workspaceOwnerID) else {
+                let count = request.workspaceOwnerID.count
+                throw RPCError.failed(
+                    code: 0, message: "parse workspace owner ID: invalid UUID (got \(count) bytes)")
+            }
+            try await WorkspaceUpdates(services: services, store: store, owner: Identifier(owner)).run {
+                try await stream.send($0)
+            }
+        }
+        return try serve(call, handlers)
+    }
+
+    /// Why a user may not have a tunnel; nil when they may. A database that is away for a moment refuses nobody.
+    private static func refusal(of target: RawUUID, _ store: GuardedStore) async -> String? {
+        for _ in 0..<10 {
+            do {
+                _ = try await store.workspace(ofAgent: Identifier(target), action: .ssh)
+                return nil
+            } catch let error as DatabaseError where error.isDisconnected {
+                do { try await Task.sleep(for: .seconds(1)) } catch { break }
+            } catch {
+                break
+            }
+        }
+        return "workspace agent not found or you do not have permission"
     }
 
     /// `permission` throws an `APIError` when the key, as it is now, no longer allows what the session was opened for.
     private func serve(
-        _ call: Call, _ handlers: RPCHandlers, permission: @escaping @Sendable (Call) async throws -> Void
+        _ call: Call, _ handlers: RPCHandlers,
+        permission: @escaping @Sendable (Call) async throws -> Void = { _ in }
     ) throws(APIError) -> Reply {
         let sessions = services.mesh.sessions
         return try call.webSocket { socket in
@@ -102,10 +120,12 @@ struct TailnetRoutes {
     }
 
     /// The peer id of the client's token, or a new one.
-    private func resume(_ call: Call, _ subject: Subject) throws(APIError) -> Identifier {
+    private func resume(_ call: Call) throws(APIError) -> Identifier {
         guard let token = call.query["resume_token"], !token.isEmpty else { return .random() }
+        let user = try call.subject().userID
         do {
-            return try services.mesh.resumeTokens.verify(token, of: subject.userID, now: .now()) ?? .random()
+            return try services.mesh.resumeTokens.verify(
+                token, user: user, now: .now()) ?? .random()
         } catch {
             throw APIError(
                 401, "Invalid resume token", detail: "\(error)",

@@ -4,8 +4,8 @@ internal import Coordinator
 internal import RPC
 internal import SwiftProtobuf
 
-/// Service `coder.tailnet.v2.Tailnet` for one session. `coordinator.md` §1. WorkspaceUpdates is not served: clients
-/// that ask get code 12 and go without.
+/// Service `coder.tailnet.v2.Tailnet` for one session. `coordinator.md` §1. WorkspaceUpdates is for clients of a
+/// user only (`TailnetRoutes`); others that ask get code 12 and go without.
 struct TailnetService {
     let services: Services
     /// Id under which the peer appears to others.
@@ -13,8 +13,8 @@ struct TailnetService {
     let role: PeerRole
     /// For people, in debug output.
     let name: String
-    /// Who may take the peer's id up again with a token. Nil for agents: their id is their own anyway.
-    var user: Identifier?
+    /// Who may come back under that id; nil for agents, whose id is their own anyway. They get code 12.
+    var resumingUser: Identifier?
     /// Decides about the tunnels of a `.clientOfUser`.
     var authorize: TunnelAuthorizer = { _ in nil }
 
@@ -23,7 +23,6 @@ struct TailnetService {
 
     func register(_ handlers: inout RPCHandlers) {
         let (mesh, peer, role, name, authorize) = (services.mesh, peer, role, name, authorize)
-        handlers.unary(TailnetMethods.postTelemetry) { _ in TailnetTelemetryResponse() }
         handlers.bidirectional(TailnetMethods.coordinate) { stream in
             try await mesh.coordinator.serve(
                 stream, id: peer.raw, role: role, name: name, authorize: authorize)
@@ -31,9 +30,10 @@ struct TailnetService {
         handlers.serverStream(TailnetMethods.streamDERPMaps) { _, stream in
             try await mesh.maps.stream { try await stream.send($0.message) }
         }
-        guard let user else { return }
+        handlers.unary(TailnetMethods.postTelemetry) { _ in TailnetTelemetryResponse() }
+        guard let user = resumingUser else { return }
         handlers.unary(TailnetMethods.refreshResumeToken) { _ in
-            let issued = mesh.resumeTokens.issue(peer, to: user, now: .now())
+            let issued = mesh.resumeTokens.issue(peer, user: user, now: .now())
             var response = TailnetRefreshResumeTokenResponse()
             response.token = issued.token
             response.refreshIn = Google_Protobuf_Duration(seconds: ResumeTokens.lifetimeSeconds / 2)

@@ -129,14 +129,26 @@ struct TemplateRoutes {
 
     private func search(_ call: Call, _ store: GuardedStore) async throws -> TemplateSearch {
         let query = try SearchQuery(call.query["q"] ?? "")
-        try query.allow([
-            "name", "exact_name", "organization", "deprecated", "has-ai-task", "has_external_agent", "author",
-        ])
+        try query.allow(
+            [
+                "name", "exact_name", "exact_display_name", "organization", "deprecated", "deleted",
+                "has-ai-task",
+                "has_external_agent", "author", "author_id",
+            ], repeated: ["ids"])
         var search = TemplateSearch(exactName: query["exact_name"] ?? "", text: query["name"] ?? query.free)
+        search.exactDisplayName = query["exact_display_name"] ?? ""
+        search.ids = query.list("ids").compactMap { Identifier($0) }
+        search.isDeleted = try query.flag("deleted") ?? false
+        search.hasExternalAgent = try query.flag("has_external_agent")
+        // There are no tasks.
+        search.isNothing = try query.flag("has-ai-task") == true
+        if let author = query["author_id"] ?? query["author"] {
+            search.author = try await store.user(author).id
+        }
         if let organization = query["organization"] {
             search.organization = try await store.organization(organization).identifier("id")
         }
-        search.isDeprecated = query["deprecated"] == "true"
+        search.isDeprecated = try query.flag("deprecated") ?? false
         return search
     }
 }

@@ -103,17 +103,25 @@ extension GuardedStore {
     }
 
     func templates(_ search: TemplateSearch) async throws -> [Row] {
-        try await store.database.query(
+        guard !search.isNothing else { return [] }
+        return try await store.database.query(
             TemplateRecord.query
                 + """
-                 WHERE NOT t.deleted AND ($1 = '' OR lower(t.name) = $1)
+                 WHERE t.deleted = $5 AND ($1 = '' OR lower(t.name) = $1)
                 AND ($2 = '' OR position($2 in lower(t.name)) > 0 OR position($2 in lower(t.display_name)) > 0)
                 AND ($3::uuid IS NULL OR t.organization_id = $3::uuid) AND (t.deprecated <> '') = $4
+                AND ($6 = '' OR lower(t.display_name) = $6)
+                AND (cardinality($7::uuid[]) = 0 OR t.id = ANY($7::uuid[]))
+                AND ($8::uuid IS NULL OR t.created_by = $8::uuid)
+                AND ($9::boolean IS NULL OR $9::boolean = coalesce((SELECT v.has_external_agent
+                    FROM template_versions v WHERE v.id = t.active_version_id), false))
                 ORDER BY lower(t.name), t.id
                 """,
             [
                 SQLValue(search.exactName), SQLValue(search.text), SQLValue(search.organization),
-                SQLValue(search.isDeprecated),
+                SQLValue(search.isDeprecated), SQLValue(search.isDeleted), SQLValue(search.exactDisplayName),
+                SQLValue(search.ids), SQLValue(search.author),
+                search.hasExternalAgent.map { SQLValue($0) } ?? .null,
             ]
         ).filter { subject.may(.read, TemplateRecord.object($0)) }
     }
@@ -125,4 +133,11 @@ struct TemplateSearch: Sendable {
     var text = ""
     var organization: Identifier?
     var isDeprecated = false
+    var isDeleted = false
+    var exactDisplayName = ""
+    var ids: [Identifier] = []
+    var author: Identifier?
+    var hasExternalAgent: Bool?
+    /// Nothing can be like that.
+    var isNothing = false
 }

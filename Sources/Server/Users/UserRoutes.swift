@@ -26,6 +26,7 @@ struct UserRoutes {
             let complaint = PasswordStrength.complaint(try call.json()["password"]?.text ?? "")
             return .json(["valid": JSON.bool(complaint == nil), "details": JSON(complaint ?? "")])
         }
+        routes.api(.get, "auth/scopes", .anonymous) { _ in .json(["external": JSON(KeyScopes.known)]) }
         routes.api(.get, "users/{user}", .user) { call in
             .json(try await services.store(for: call).user(call.parameter("user")).json)
         }
@@ -80,7 +81,7 @@ struct UserRoutes {
     // MARK: First user, login, logout
 
     private func firstUser(_ call: Call) async throws -> Reply {
-        try services.loginLimiter.admit(call.peerAddress, now: .now())
+        try services.loginLimiter.admit(RateLimiter.source(call.peerAddress), now: .now())
         let body = try call.json()
         let (email, username) = (body["email"]?.text ?? "", body["username"]?.text ?? "")
         let password = body["password"]?.text ?? ""
@@ -94,7 +95,7 @@ struct UserRoutes {
         if try await services.store.hasUsers() {
             throw APIError(409, "The initial user has already been created.")
         }
-        let hash = try await services.passwords.hash(password)
+        let hash = await services.passwords.hash(password)
         let made = try await services.store.createFirstUser(
             email: email, username: username, name: Names.realName(body["name"]?.text ?? ""),
             passwordHash: hash,
@@ -104,14 +105,20 @@ struct UserRoutes {
     }
 
     private func login(_ call: Call) async throws -> Reply {
-        try services.loginLimiter.admit(call.peerAddress, now: .now())
+        try services.loginLimiter.admit(RateLimiter.source(call.peerAddress), now: .now())
         let body = try call.json()
         let (email, password) = (body["email"]?.text ?? "", body["password"]?.text ?? "")
         guard Names.isEmail(email) else { throw Names.refusal("email", tag: "email", value: email) }
         guard !password.isEmpty else { throw Names.refusal("password", tag: "required", value: "") }
         let user = try await services.store.user(email: email)
+        guard services.checking.enter() else {
+            var busy = APIError(429, "Too many people are logging in at this moment.")
+            busy.fields = [.init(name: "Retry-After", value: "2")]
+            throw busy
+        }
+        defer { services.checking.leave() }
         let usable = user.flatMap { $0.loginType == "password" ? $0.hashedPassword : nil }
-        guard try await services.passwords.verify(password, usable), let user else {
+        guard await services.passwords.verify(password, usable), let user else {
             if let user, user.loginType != "password" {
                 throw APIError(
                     403,
@@ -157,7 +164,8 @@ struct UserRoutes {
         let key = try await services.store.createKey(
             NewKey(
                 userID: user.id, loginType: "password", lifetimeSeconds: services.options.tokenSeconds,
-                address: call.peerAddress), now: .now())
+                address: call.peerAddress, scopes: store.subject.scopes,
+                allowList: store.subject.allowList), now: .now())
         return .json(["key": JSON(key)], status: 201)
     }
 
@@ -168,20 +176,13 @@ struct UserRoutes {
         let body = try call.optionalJSON()
         var new = NewKey(
             userID: user.id, loginType: "token", lifetimeSeconds: services.options.tokenSeconds,
-            address: call.peerAddress, tokenName: body["token_name"]?.text ?? "")
+            address: call.peerAddress, tokenName: body["token_name"]?.text ?? "",
+            scopes: store.subject.scopes, allowList: store.subject.allowList)
         if new.tokenName.isEmpty { new.tokenName = Names.random() }
         new.lifetimeSeconds = try lifetime(body["lifetime"]?.integer ?? 0, of: store.subject)
-        new.scopes = try scopes(body)
-        if let list = body["allow_list"]?.elements, !list.isEmpty {
-            new.allowList = try list.map { element throws(APIError) in
-                let parts = (element.text ?? "").split(separator: ":", maxSplits: 1)
-                guard parts.count == 2, parts[1] == "*" || Identifier(parts[1]) != nil else {
-                    throw APIError.invalid(
-                        "allow_list", "invalid allow_list entry", message: "Failed to create API key.")
-                }
-                return parts.joined(separator: ":")
-            }
-        }
+        if let scopes = try scopes(body) { new.scopes = scopes }
+        if let list = try allowList(body) { new.allowList = list }
+        try store.subject.requireCoverage(scopes: new.scopes, allowList: new.allowList)
         do {
             return .json(["key": JSON(try await services.store.createKey(new, now: .now()))], status: 201)
         } catch let error as DatabaseError where error.isUniqueViolation {
@@ -206,25 +207,31 @@ struct UserRoutes {
         return max(1, nanoseconds / 1_000_000_000)
     }
 
-    private func scopes(_ body: JSON) throws(APIError) -> [String] {
-        let asked = body["scopes"]?.elements?.compactMap(\.text) ?? []
-        let names = asked.isEmpty ? [body["scope"]?.text ?? "all"] : asked
-        return try names.map { name throws(APIError) in
-            switch name {
-            case "", "all", "coder:all": return "coder:all"
-            case "application_connect", "coder:application_connect": return "coder:application_connect"
-            default:
-                let parts = name.split(separator: ":", omittingEmptySubsequences: false)
-                let isKnown =
-                    parts.count == 2
-                    && ["workspace", "template", "user", "api_key", "file", "organization"].contains(parts[0])
-                guard isKnown, !parts[1].isEmpty else {
-                    throw APIError(
-                        400, "Failed to create API key.",
-                        detail: "invalid or unsupported API key scope: \"\(name)\"")
-                }
-                return name
+    /// Nil when the body names none: then the new key may do what the one that makes it may do.
+    private func scopes(_ body: JSON) throws(APIError) -> [String]? {
+        var asked = body["scopes"]?.elements?.compactMap(\.text) ?? []
+        if asked.isEmpty, let old = body["scope"]?.text { asked = [old] }
+        guard !asked.isEmpty else { return nil }
+        return try asked.map { name throws(APIError) in
+            guard let scope = KeyScopes.canonical(name) else {
+                throw APIError(
+                    400, "Failed to create API key.",
+                    detail: "invalid or unsupported API key scope: \"\(name)\"")
             }
+            return scope
+        }
+    }
+
+    /// `type:id` or `type:*`; nil when the body names none.
+    private func allowList(_ body: JSON) throws(APIError) -> [String]? {
+        guard let list = body["allow_list"]?.elements, !list.isEmpty else { return nil }
+        return try list.map { element throws(APIError) in
+            let parts = (element.text ?? "").split(separator: ":", maxSplits: 1)
+            guard parts.count == 2, parts[1] == "*" || Identifier(parts[1]) != nil else {
+                throw APIError.invalid(
+                    "allow_list", "invalid allow_list entry", message: "Failed to create API key.")
+            }
+            return "\(parts[0]):\(parts[1].lowercased())"
         }
     }
 }

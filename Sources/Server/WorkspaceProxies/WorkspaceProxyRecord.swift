@@ -37,15 +37,18 @@ struct WorkspaceProxyRecord: Sendable {
         version = row.text("version")
     }
 
-    /// The region of its relay, nil before it has told its URL. `coordinator.md` §8.2.
-    func region(first: Int) -> DERPMap.Region? {
+    /// Region ids travel as port numbers inside of the mesh.
+    static let maximumRegionID = 65_535
+
+    /// The region of its relay, nil before it has told its URL. `coordinator.md` §8.2. `stunPort`: of the STUN
+    /// responder at the same host, if there is one.
+    func region(first: Int, stunPort: Int?) -> DERPMap.Region? {
         guard isDERPEnabled, let url = AccessURL(url) else { return nil }
         let id = first + number
-        // Region ids travel as port numbers inside of the mesh.
-        guard id <= 65_535 else { return nil }
+        guard id <= Self.maximumRegionID else { return nil }
         var node = DERPMap.Node(name: "\(id)a", regionID: id, hostName: url.host)
         node.derpPort = url.port
-        node.stunPort = -1
+        node.stunPort = stunPort ?? -1
         node.forcesHTTP = !url.isSecure
         return DERPMap.Region(
             id: id, code: "coder_\(name.lowercased())", name: displayName.isEmpty ? name : displayName,
@@ -60,6 +63,8 @@ struct ProxyHealth: Sendable, Equatable {
     var errors: [String] = []
     var warnings: [String] = []
     var checkedAt = Timestamp.zero
+    /// Whether it answered at all, with whatever report.
+    var isAnswered = false
 }
 
 /// A proxy with its state.

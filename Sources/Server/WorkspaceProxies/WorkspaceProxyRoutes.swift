@@ -109,6 +109,17 @@ struct ProxySideRoutes {
             }
             return .noContent
         }
+        // Signing keys of applications, and the way to their workspaces: there are no applications here.
+        routes.api(.get, "workspaceproxies/me/crypto-keys", .anonymous) { call in
+            _ = try await proxy(call)
+            return .json(["crypto_keys": []])
+        }
+        for (method, door) in [(HTTPMethod.post, "issue-signed-app-token"), (.get, "coordinate")] {
+            routes.api(method, "workspaceproxies/me/\(door)", .anonymous) { call in
+                _ = try await proxy(call)
+                throw APIError(400, "This server has no application proxies: run the proxy with derp-only.")
+            }
+        }
         // Only proxies that serve applications have something to report.
         routes.api(.post, "workspaceproxies/me/app-stats", .anonymous) { call in
             _ = try await proxy(call)
@@ -171,7 +182,9 @@ struct ProxySideRoutes {
             isDERPOnly: isDERPOnly, version: short("version"),
             replica: ProxyReplica(
                 id: replica, hostname: short("hostname"),
-                relayAddress: AccessURL(address) == nil ? "" : address, error: short("replica_error"),
+                relayAddress: AccessURL(address) == nil ? "" : address,
+                stunPort: body["derp_stun_port"]?.integer.flatMap { UInt16(exactly: $0) }.map(Int.init) ?? -1,
+                error: short("replica_error"),
                 createdAt: now, seenAt: now))
     }
 }

@@ -36,6 +36,40 @@ struct SearchQuery: Sendable {
         (terms[key] ?? []).flatMap { $0.split(separator: ",").map(String.init) }
     }
 
+    /// A truth value; nil when the key is absent.
+    func flag(_ key: String) throws(APIError) -> Bool? {
+        switch self[key] {
+        case nil: return nil
+        case "true", "1", "t": return true
+        case "false", "0", "f": return false
+        case let text?:
+            throw Self.refusal(key, "Query param \"\(key)\" must be a valid boolean (\(text))")
+        }
+    }
+
+    /// A moment; nil when the key is absent.
+    func time(_ key: String) throws(APIError) -> Timestamp? {
+        guard let text = self[key] else { return nil }
+        guard let time = Timestamp(text.uppercased()) else {
+            throw Self.refusal(key, "Query param \"\(key)\" must be a valid date format (\(text))")
+        }
+        return time
+    }
+
+    /// One of a few words; nil when the key is absent.
+    func word(_ key: String, of known: [String]) throws(APIError) -> String? {
+        guard let text = self[key] else { return nil }
+        guard known.contains(text) else {
+            throw Self.refusal(
+                key, "Query param \"\(key)\" has invalid values: \"\(text)\" is not a valid value")
+        }
+        return text
+    }
+
+    private static func refusal(_ key: String, _ detail: String) -> APIError {
+        .invalid(key, detail, message: "Invalid query.")
+    }
+
     /// Throws 400 that names every key that is not in `keys`, and those given more than once.
     func allow(_ keys: Set<String>, repeated: Set<String> = []) throws(APIError) {
         var complaints: [APIError.Validation] = []

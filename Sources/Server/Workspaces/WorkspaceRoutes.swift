@@ -53,7 +53,9 @@ struct WorkspaceRoutes {
 
     private func list(_ call: Call) async throws -> Reply {
         let store = try services.store(for: call)
-        let rows = try await store.workspaces(try await search(call, store))
+        let search = try await search(call, store)
+        var rows = try await store.workspaces(search)
+        if let status = search.agentStatus { rows = try await services.keep(rows, withAgentThatIs: status) }
         let (offset, limit) = (try call.query.count("offset"), try call.query.count("limit"))
         let page = Array(limit == 0 ? rows.dropFirst(offset) : rows.dropFirst(offset).prefix(limit))
         let resources = try await services.resources(ofJobs: page.map { $0.identifier("j_id") })
@@ -93,16 +95,30 @@ struct WorkspaceRoutes {
             }
         }
         search.template = query["template"] ?? ""
-        search.status = query["status"] ?? ""
-        search.isDormantOnly = query["dormant"] == "true"
-        search.isOutdated = query["outdated"].map { $0 == "true" }
-        search.hasExternalAgent = query["has_external_agent"].map { $0 == "true" }
+        search.status = try query.word("status", of: Self.statuses) ?? ""
+        search.agentStatus = try query.word(
+            "has-agent", of: ["connecting", "connected", "disconnected", "timeout"])
+        search.isDormantOnly = try query.flag("dormant") ?? false
+        search.isOutdated = try query.flag("outdated")
+        search.hasExternalAgent = try query.flag("has_external_agent")
+        search.usedAfter = try query.time("last_used_after")
+        search.usedBefore = try query.time("last_used_before")
         search.ids = query.list("id").compactMap { Identifier($0) }
+        // There are no tasks, parameters, or workspaces of others that were shared: who asks for them gets none.
+        let isShared = try query.flag("shared") ?? false
+        search.isNothing =
+            try query.flag("has-ai-task") == true || isShared || !query.list("param").isEmpty
+            || query["shared_with_user"] != nil || query["shared_with_group"] != nil
         if let organization = query["organization"] {
             search.organization = try await store.organization(organization).identifier("id")
         }
         return search
     }
+
+    private static let statuses = [
+        "pending", "starting", "running", "stopping", "stopped", "failed", "canceling", "canceled", "deleted",
+        "deleting",
+    ]
 
     private func create(_ call: Call) async throws -> Reply {
         let store = try services.store(for: call)
@@ -110,6 +126,10 @@ struct WorkspaceRoutes {
         let body = try call.json()
         let name = body["name"]?.text ?? ""
         guard Names.isPlain(name) else { throw Names.refusal("name", tag: "workspace_name", value: name) }
+        let schedule = body["autostart_schedule"]?.text ?? ""
+        if !schedule.isEmpty, let complaint = WeeklySchedule.complaint(schedule) {
+            throw APIError.invalid("schedule", complaint, message: "Invalid Autostart Schedule.")
+        }
         let (template, version) = try await chosenVersion(body, store)
         guard template.text("deprecated").isEmpty else {
             throw APIError(
@@ -122,7 +142,7 @@ struct WorkspaceRoutes {
         let new = NewWorkspace(
             owner: user.id, organization: template.identifier("organization_id"),
             template: template.identifier("id"),
-            version: version, name: name, schedule: body["autostart_schedule"]?.text,
+            version: version, name: name, schedule: schedule.isEmpty ? nil : schedule,
             ttlNanoseconds: try ttl(body["ttl_ms"]),
             automaticUpdates: updates(body["automatic_updates"]?.text),
             initiator: store.subject.userID)
@@ -212,7 +232,7 @@ struct WorkspaceRoutes {
         }
         let token = agent.identifier("auth_token").text
         let (system, processor) = (agent.text("operating_system"), agent.text("architecture"))
-        let url = "\(services.accessURL.text)/api/v2/init-script/\(system)/\(processor)"
+        let url = "\(services.publicURL(for: call))/api/v2/init-script/\(system)/\(processor)"
         return .json([
             "command": JSON("curl -fsSL \"\(url)\" | CODER_AGENT_TOKEN=\"\(token)\" sh"),
             "agent_token": JSON(token),
@@ -259,6 +279,15 @@ struct WorkspaceRoutes {
 }
 
 extension Services {
+    /// Those whose latest build has an agent in that state.
+    fileprivate func keep(_ rows: [Row], withAgentThatIs status: String) async throws -> [Row] {
+        let resources = try await resources(ofJobs: rows.map { $0.identifier("j_id") })
+        return rows.filter { row in
+            let agents = (resources[row.identifier("j_id")] ?? []).flatMap { $0["agents"]?.elements ?? [] }
+            return agents.contains { $0["status"]?.text == status }
+        }
+    }
+
     /// `codersdk.Workspace` with the resources of its latest build.
     func workspaceJSON(_ row: Row, viewer: Identifier) async throws -> JSON {
         let job = row.identifier("j_id")

@@ -141,6 +141,7 @@ extension GuardedStore {
 
     /// All that match and may be read: the caller's favourites, then running ones, then by owner and name.
     func workspaces(_ search: WorkspaceSearch) async throws -> [Row] {
+        guard !search.isNothing else { return [] }
         let rows = try await store.database.query(
             WorkspaceRecord.query
                 + """
@@ -149,11 +150,13 @@ extension GuardedStore {
                 AND ($5::uuid IS NULL OR w.organization_id = $5::uuid)
                 AND (cardinality($6::uuid[]) = 0 OR w.id = ANY($6::uuid[]))
                 AND (NOT $7 OR w.dormant_at IS NOT NULL)
+                AND ($8::timestamptz IS NULL OR w.last_used_at >= $8::timestamptz)
+                AND ($9::timestamptz IS NULL OR w.last_used_at <= $9::timestamptz)
                 """,
             [
                 SQLValue(search.status == "deleted"), SQLValue(search.owner), SQLValue(search.name),
                 SQLValue(search.template), SQLValue(search.organization), SQLValue(search.ids),
-                SQLValue(search.isDormantOnly),
+                SQLValue(search.isDormantOnly), SQLValue(search.usedAfter), SQLValue(search.usedBefore),
             ])
         func rank(_ row: Row) -> (Int, Int, String, String) {
             let isFavorite = row.flag("favorite") && row.identifier("owner_id") == subject.userID
@@ -193,4 +196,10 @@ struct WorkspaceSearch: Sendable {
     var isDormantOnly = false
     var isOutdated: Bool?
     var hasExternalAgent: Bool?
+    /// State of one of its agents.
+    var agentStatus: String?
+    var usedAfter: Timestamp?
+    var usedBefore: Timestamp?
+    /// Nothing can be like that.
+    var isNothing = false
 }

@@ -25,6 +25,13 @@ final class ResumeBody {
     /// The local side takes no more now.
     private var isLocalFull = false
     private var isCarrierFull = false
+    /// The local side takes nothing any more, or cannot be read: a reason for the peer, which is told when it has
+    /// what came before.
+    private var brokenReason: UInt64?
+    /// Nothing more comes from the local side.
+    private var hasReadAll = false
+    /// The peer gave the stream up; what it had sent before goes to the local side until then.
+    private var graceAfterReset: UInt64?
     private var id = ResumeID()
     private var token = StreamToken()
     private var end: ResumeLoop.End?
@@ -122,7 +129,7 @@ final class ResumeBody {
         checkEnd()
         guard end == nil else { return }
         if !hasAttached {
-            end = .notResumable
+            end = .unanswered
         } else {
             owner.report(.detached)
         }
@@ -132,14 +139,22 @@ final class ResumeBody {
 
     private func moveAll() {
         if answer != nil { readAnswer() }
-        guard answer == nil else { return }
+        guard answer == nil else { return moveLocal() }
         readCarrier()
+        guard end == nil else { return }
         deliver()
         readLocal()
         writeCarrier()
         let now = Clock.monotonicNanoseconds()
         if stream.handleTimeout(now: now) { return drop() }
         if stream.wantsToSend { writeCarrier() }
+    }
+
+    /// Without a carrier the local side goes on too, until the buffers are full.
+    private func moveLocal() {
+        guard hasAttached, end == nil else { return }
+        deliver()
+        readLocal()
     }
 
     private func readAnswer() {
@@ -150,17 +165,23 @@ final class ResumeBody {
         case .moved(let count):
             let all = had + buffer[..<count]
             answer = all
-            guard ResumeGreeting.canBeAnswer(all) else { return drop() }
+            guard ResumeGreeting.canBeAnswer(all) else { return dropForeign() }
             guard all.count == ResumeGreeting.size else { return }
             answer = nil
             do {
                 take(try ResumeGreeting(parsing: all, isAnswer: true))
             } catch {
-                drop()
+                dropForeign()
             }
         case .wouldBlock: if Clock.monotonicNanoseconds() >= answerDeadline { drop() }
         case .end, .failed: drop()
         }
+    }
+
+    /// Whoever answered is no agent of ours. A stream that runs tries again: something stands between for a while.
+    private func dropForeign() {
+        if !hasAttached { end = .notResumable }
+        drop()
     }
 
     private func take(_ greeting: ResumeGreeting) {
@@ -174,7 +195,10 @@ final class ResumeBody {
             attach(greeting)
         case .connectFailed: end = .refused
         case .unknownStream: end = stream.isDrained ? .finished : .forgotten
-        case .busy, .new, .resume: drop()
+        case .busy:
+            if !hasAttached { end = .busy }
+            drop()
+        case .new, .resume: dropForeign()
         }
     }
 
@@ -200,8 +224,9 @@ final class ResumeBody {
                     return 0
                 }
             } catch {
-                if case .reset = error { end = .reset } else { end = .failed(error) }
-                return
+                guard case .reset = error else { return end = .failed(error) }
+                graceAfterReset = Clock.monotonicNanoseconds() &+ owner.patience.drained
+                return deliver()
             }
             switch result {
             case .moved(let count):
@@ -215,22 +240,25 @@ final class ResumeBody {
 
     private func deliver() {
         isLocalFull = false
-        while stream.deliverableCount > 0, let number = writeNumber {
+        while brokenReason == nil, stream.deliverableCount > 0, let number = writeNumber {
             switch Descriptor.write(number, stream.deliverable, isSocket: isSocket) {
             case .moved(let count): stream.delivered(count)
             case .wouldBlock, .end:
                 isLocalFull = true
                 return
-            case .failed: return stream.reset(reason: 1)
+            case .failed: brokenReason = 1
             }
         }
+        // Nobody takes it; but what the local side has said, or still says, is the peer's (an answer before a close).
+        guard brokenReason == nil else { return stream.delivered(stream.deliverableCount) }
         guard stream.isPeerFinished, !hasClosedWriting else { return }
         hasClosedWriting = true
         if isSocket, let number = reading?.number { Descriptor.finishWriting(number) } else { writing = nil }
+        owner.report(.peerFinished)
     }
 
     private func readLocal() {
-        guard let number = reading?.number, stream.isAttached else { return }
+        guard let number = reading?.number, hasAttached, !hasReadAll else { return }
         for _ in 0..<4 where stream.writableCount > 0 {
             var ready = pollfd(fd: number, events: Int16(POLLIN), revents: 0)
             guard poll(&ready, 1, 0) > 0 else { return }
@@ -245,8 +273,13 @@ final class ResumeBody {
                 writeCarrier()
                 if count < Self.chunk / 4 { return }
             case .wouldBlock: return
-            case .end: return stream.finish()
-            case .failed: return stream.reset(reason: 2)
+            case .end:
+                hasReadAll = true
+                return stream.finish()
+            case .failed:
+                hasReadAll = true
+                brokenReason = brokenReason ?? 2
+                return
             }
         }
     }
@@ -282,6 +315,12 @@ final class ResumeBody {
     private func checkEnd() {
         guard end == nil else { return }
         if stream.isComplete { return end = .finished }
+        if let brokenReason, hasReadAll, stream.hasPeerAll { stream.reset(reason: brokenReason) }
+        if let graceAfterReset {
+            let isOver = stream.deliverableCount == 0 || Clock.monotonicNanoseconds() >= graceAfterReset
+            if isOver { end = .reset }
+            return
+        }
         if stream.failure != nil, !stream.wantsToSend { return end = .reset }
         guard !stream.isAttached, answer == nil, hasAttached else { return }
         let limit = stream.isDrained ? owner.patience.drained : owner.patience.withoutCarrier
@@ -295,7 +334,7 @@ final class ResumeBody {
                     detachedAt: detachedAt,
                     heldBytes: stream.unacknowledgedCount + stream.deliverableCount))
         }
-        let canRead = stream.isAttached && stream.writableCount > 0
+        let canRead = hasAttached && !hasReadAll && stream.writableCount > 0
         let wantsCarrierOut = stream.isAttached && (isCarrierFull || stream.wantsToSend)
         let carrierEvents = Int16(POLLIN) | (wantsCarrierOut ? Int16(POLLOUT) : 0)
         var polls = [
@@ -313,6 +352,7 @@ final class ResumeBody {
     private func timeout() -> Int32 {
         var deadline = stream.nextDeadline ?? .max
         if answer != nil { deadline = min(deadline, answerDeadline) }
+        deadline = min(deadline, graceAfterReset ?? .max)
         if !stream.isAttached, hasAttached {
             let limit = stream.isDrained ? owner.patience.drained : owner.patience.withoutCarrier
             deadline = min(deadline, detachedAt &+ limit)

@@ -19,6 +19,8 @@ public final class ResumeLoop: Sendable {
     public enum Event: Sendable {
         /// A carrier works.
         case attached
+        /// The other side has said its last word, and all of it was delivered.
+        case peerFinished
         /// There is none: the client's owner should give another.
         case detached
         /// It is over; the last event.
@@ -31,6 +33,11 @@ public final class ResumeLoop: Sendable {
         case finished
         /// Client, before the first byte: the port is not ours. The local descriptors were not touched; `takeBack`.
         case notResumable
+        /// Client, before the first byte: no answer, or half of one, before the carrier broke or `Patience.greeting`
+        /// had passed. It says nothing about the agent. The descriptors as above.
+        case unanswered
+        /// Client, before the first byte: the agent has no room for another stream. The descriptors as above.
+        case busy
         /// Client: nobody listens on the port.
         case refused
         /// The agent does not know the stream any more: its process is a new one, or waited too long.
@@ -41,6 +48,9 @@ public final class ResumeLoop: Sendable {
         case abandoned
         /// The other side broke the rules.
         case failed(ResumeError)
+
+        /// Whether nothing was done with the local descriptors.
+        var leavesLocal: Bool { [.notResumable, .unanswered, .busy].contains(self) }
     }
 
     /// How long things may take.
@@ -105,13 +115,14 @@ public final class ResumeLoop: Sendable {
                     self, reading: OwnedDescriptor(taking: read),
                     writing: write < 0 ? nil : OwnedDescriptor(taking: write))
                 let end = body.run()
-                close(end == .notResumable ? body.takeLocal() : [])
+                close(end.leavesLocal ? body.takeLocal() : [])
                 report(.ended(end))
             }
             thread.detach()
         } catch {
             OwnedDescriptor(taking: read).close()
             if write >= 0 { OwnedDescriptor(taking: write).close() }
+            close([])
             throw error
         }
     }
@@ -134,7 +145,7 @@ public final class ResumeLoop: Sendable {
         wakeUp.signal()
     }
 
-    /// After `.notResumable`: the local descriptors, one or two, once.
+    /// After `.notResumable`, `.unanswered` or `.busy`: the local descriptors, one or two, once.
     public func takeBack() -> [Int32] {
         mailbox.withLock { box in
             defer { box.unused = [] }

@@ -12,6 +12,8 @@ public final class ResumingStream: Sendable {
     public static let port: UInt16 = 8
     /// 8 s for one attempt to dial.
     private static let dialLimit = Duration.seconds(8)
+    /// A carrier that breaks before the answer is a lost datagram or a restarted relay; three in a row are not.
+    private static let attemptLimit = 3
 
     /// For people.
     public enum Status: Hashable, Sendable {
@@ -19,6 +21,17 @@ public final class ResumingStream: Sendable {
         case connected
         /// The carrier was lost; another one is being made, for the how manieth time.
         case lost(attempt: Int)
+        /// The agent's side has ended, and all that it said was delivered.
+        case peerFinished
+    }
+
+    /// What became of the wish for a stream.
+    public enum Opening: Sendable {
+        case stream(ResumingStream)
+        /// The agent knows no resumable streams: it need not be asked again.
+        case unknown
+        /// The agent has no room for one, or did not answer: a plain stream will do this time.
+        case unavailable
     }
 
     private let loop: Mutex<ResumeLoop?>
@@ -27,8 +40,7 @@ public final class ResumingStream: Sendable {
     private let work = Mutex<Task<Void, Never>?>(nil)
 
     /// Asks the agent for a stream to `port` and moves bytes between it and the local descriptors: a socket, or one
-    /// to read and one to write. nil when the agent knows no resumable streams: then `unused` has the descriptors
-    /// back, untouched.
+    /// to read and one to write. Without a stream, `unused` has the descriptors back, untouched.
     ///
     /// - Parameters:
     ///   - address: the agent in the mesh.
@@ -37,32 +49,52 @@ public final class ResumingStream: Sendable {
         _ node: Node, _ address: IPAddress, port: UInt16, local: [Int32],
         patience: ResumeLoop.Patience = .init(), unused: inout [Int32],
         status: @escaping @Sendable (Status) -> Void = { _ in }
-    ) async throws -> ResumingStream? {
+    ) async throws -> Opening {
         unused = local
-        let (events, continuation) = AsyncStream.makeStream(
-            of: ResumeLoop.Event.self, bufferingPolicy: .bufferingNewest(64))
-        guard let carrier = try await firstCarrier(node, address) else { return nil }
-        let loop = try ResumeLoop(.client(port: port), patience: patience) { continuation.yield($0) }
-        unused = []
-        try loop.start(
-            reading: OwnedDescriptor(taking: local[0]),
-            writing: local.count > 1 ? OwnedDescriptor(taking: local[1]) : nil)
-        loop.give(consume carrier)
-        for await event in events {
-            switch event {
-            case .attached:
+        for attempt in 1...attemptLimit {
+            guard let carrier = try await firstCarrier(node, address) else { return .unknown }
+            let (events, continuation) = AsyncStream.makeStream(
+                of: ResumeLoop.Event.self, bufferingPolicy: .bufferingNewest(64))
+            let loop = try ResumeLoop(.client(port: port), patience: patience) { continuation.yield($0) }
+            let descriptors = unused
+            unused = []
+            try loop.start(
+                reading: OwnedDescriptor(taking: descriptors[0]),
+                writing: descriptors.count > 1 ? OwnedDescriptor(taking: descriptors[1]) : nil)
+            loop.give(consume carrier)
+            switch await firstNews(events) {
+            case .attached?:
                 let stream = ResumingStream(loop, continuation)
                 stream.follow(events, node, address, status)
-                return stream
-            case .ended(.notResumable):
+                return .stream(stream)
+            case .ended(.notResumable)?:
                 unused = loop.takeBack()
-                return nil
-            case .ended(.refused): throw NodeError.refused
-            case .ended: throw NodeError.closed
-            case .detached: continue
+                return .unknown
+            case .ended(.busy)?:
+                unused = loop.takeBack()
+                return .unavailable
+            case .ended(.unanswered)?:
+                unused = loop.takeBack()
+                if attempt == attemptLimit { return .unavailable }
+            case .ended(.refused)?: throw NodeError.refused
+            case nil:
+                loop.stop()
+                throw CancellationError()
+            default: throw NodeError.closed
             }
         }
-        throw CancellationError()
+        return .unavailable
+    }
+
+    /// The event that decides about a new stream; nil when its task was cancelled.
+    private static func firstNews(_ events: AsyncStream<ResumeLoop.Event>) async -> ResumeLoop.Event? {
+        for await event in events {
+            switch event {
+            case .attached, .ended: return event
+            case .detached, .peerFinished: continue
+            }
+        }
+        return nil
     }
 
     private init(_ loop: ResumeLoop, _ events: AsyncStream<ResumeLoop.Event>.Continuation) {
@@ -99,6 +131,7 @@ public final class ResumingStream: Sendable {
                 case .attached:
                     attempts = 0
                     status(.connected)
+                case .peerFinished: status(.peerFinished)
                 case .detached:
                     attempts += 1
                     status(.lost(attempt: attempts))

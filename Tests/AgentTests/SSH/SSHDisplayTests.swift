@@ -58,6 +58,34 @@ struct SSHDisplayTests {
         #expect(SSHHarness.eventually { harness.service.connectionCount == 0 })
     }
 
+    /// All displays but one are taken: the second session gets it, the first one loses it.
+    @Test func theOldestDisplayMakesRoom() throws {
+        let harness = try SSHHarness {
+            $0.account = UserAccount(name: "u", home: $0.directory, shell: "/bin/sh")
+        }
+        var taken: [Int32] = []
+        defer { for number in taken { close(number) } }
+        let client = try RawClient(harness.service)
+        let request = ChannelRequest.x11(
+            singleConnection: false, protocol: "MIT-MAGIC-COOKIE-1",
+            cookie: String(repeating: "ab", count: 16),
+            screen: 0)
+        let first = try client.open(.session)
+        #expect(try client.request(first, request))
+        for port in UInt16(6_010)...6_200 {
+            guard
+                let listener = try? StreamSocket.listen(
+                    on: .loopback(v4: true, port: port), bothFamilies: false)
+            else { continue }
+            taken.append(listener.release())
+        }
+        let second = try client.open(.session)
+        #expect(try client.request(second, request))
+        let stranger = try RawClient(harness.service)
+        let third = try stranger.open(.session)
+        #expect(try !stranger.request(third, request))
+    }
+
     /// OpenSSH's `cp` inside sftp uses copy-data.
     @Test func aFileIsCopiedOnTheServer() throws {
         let harness = try SSHHarness()

@@ -69,6 +69,50 @@ struct SSHTransferTests {
         #expect(access(harness.path("dir"), F_OK) != 0)
     }
 
+    /// OpenSSH's extensions over files of this machine.
+    @Test func sftpExtensions() throws {
+        let harness = try SSHHarness {
+            $0.account = UserAccount(name: "u", home: "\($0.directory)/home", shell: "/bin/sh")
+        }
+        try harness.write(SSHSessionTests.noise(20_000_000), to: "large")
+        mkdir(harness.path("home"), 0o700)
+        try harness.write(Array("of the home\n".utf8), to: "home/mine")
+        let batch = """
+            put -f \(harness.path("large")) synced
+            chmod 640 synced
+            cp synced copied
+            cp synced itself
+            -cp itself itself
+            -cp synced missing/copied
+            ln -s missing dangling
+            -get dangling nowhere
+            ln copied linked
+            -rename copied linked
+            rename copied renamed
+            df synced
+            -chmod -h 600 dangling
+            ls -l synced
+            """
+        let outcome = try Program.run(
+            ["/usr/bin/sftp"] + harness.options + ["-P", "\(harness.port)", "-b", "-", "u@127.0.0.1"],
+            input: Array(batch.utf8))
+        #expect(outcome.status == 0, "\(outcome.text)\n\(outcome.errorText)")
+        #expect(outcome.text.contains("-rw-r-----"))
+        #expect(outcome.errorText.contains("Couldn't copy file \"\(harness.path("itself"))\""))
+        let large = try harness.read("large")
+        for name in ["synced", "renamed", "linked"] { #expect(try harness.read(name) == large) }
+        // scp has homes of other users expanded; this one's is /usr/sbin.
+        let mine = "~daemon/../..\(harness.path("home/mine"))"
+        for (path, isThere) in [(mine, true), ("~nobody-of-that-name/mine", false)] {
+            let copy = try Program.run(
+                ["/usr/bin/scp"] + harness.options
+                    + ["-P", "\(harness.port)", "u@127.0.0.1:\(path)", harness.path("from-home")])
+            #expect((copy.status == 0) == isThere, "\(copy.errorText)")
+        }
+        #expect(try harness.read("from-home") == Array("of the home\n".utf8))
+        #expect(access(harness.path("nowhere"), F_OK) != 0)
+    }
+
     // MARK: Forwards
 
     /// A TCP server that sends back what it gets, upper-case, until the end.

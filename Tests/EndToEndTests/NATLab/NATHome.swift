@@ -206,6 +206,29 @@ final class NATHome: Sendable {
             """)
     }
 
+    /// Stops WireGuard's data for good; discovery, whose packets begin otherwise, goes on.
+    func cutData() async throws {
+        try await NATWorld.rules(
+            router,
+            """
+            table inet nodata {
+                chain f { type filter hook forward priority -10; meta l4proto udp @th,64,8 0x04 drop; }
+            }
+            """)
+    }
+
+    /// An interface such as those of containers: with an address of its own and no way to anywhere.
+    func setContainer(_ isThere: Bool) async throws {
+        try await NATWorld.batch(
+            host,
+            isThere
+                ? [
+                    "link add docker0 type bridge", "address add 172.17.0.1/16 dev docker0",
+                    "link set docker0 up",
+                ]
+                : ["link del docker0"])
+    }
+
     /// The daemon of most home routers. Its chains are its own; the wall lets through what it forwards.
     func startPortMapper() async throws -> Command {
         try await NATWorld.rules(

@@ -38,13 +38,13 @@ final class NATNode: Sendable {
         portMapper = home.kind.opensPorts == nil ? nil : try await home.startPortMapper()
         if portMapper != nil { try await Task.sleep(for: .milliseconds(300)) }
         proxy = home.kind.onlyProxy ? try home.startProxy() : nil
-        if proxy != nil { environment["HTTP_PROXY"] = home.proxyURL }
+        if proxy != nil { environment[relay == .tls ? "HTTPS_PROXY" : "HTTP_PROXY"] = home.proxyURL }
         process = try home.start(
             [Deployment.binary, "mesh", "-v", "--config", config.path, "--control", socket],
             environment: environment)
     }
 
-    /// One region; STUN at two addresses, so that a varying mapping is noticed.
+    /// One region; STUN at two nodes, so that a varying mapping is noticed.
     private static func map(_ relay: NATRelay, isV6: Bool) -> [String: Any] {
         let host = relay == .loopback ? "127.0.0.1" : isV6 ? NATWorld.relay.v6 : NATWorld.relay.v4
         var node: [String: Any] = [
@@ -57,21 +57,16 @@ final class NATNode: Sendable {
             node["CertName"] = "relay.lab"
         }
         if relay == .refusing { node["DERPPort"] = NATWorld.refusing }
-        var regions: [String: Any] = [
-            "1": ["RegionID": 1, "RegionCode": "lab", "RegionName": "Lab", "Nodes": [node]]
-        ]
+        var nodes = [node]
         if !isV6, relay != .loopback {
-            regions["2"] = [
-                "RegionID": 2, "RegionCode": "stun", "RegionName": "STUN",
-                "Nodes": [
-                    [
-                        "Name": "2a", "RegionID": 2, "HostName": NATWorld.relay.second, "STUNOnly": true,
-                        "STUNPort": 3478,
-                    ]
-                ],
-            ]
+            nodes.append([
+                "Name": "1stun1", "RegionID": 1, "HostName": NATWorld.relay.second, "STUNOnly": true,
+                "STUNPort": 3478,
+            ])
         }
-        return ["Regions": regions]
+        return [
+            "Regions": ["1": ["RegionID": 1, "RegionCode": "lab", "RegionName": "Lab", "Nodes": nodes]]
+        ]
     }
 
     var log: String {

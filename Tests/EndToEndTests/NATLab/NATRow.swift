@@ -13,6 +13,8 @@ struct NATRow: Sendable, CustomStringConvertible {
     enum Change: String, Sendable {
         case none = "-"
         case cutUDP = "UDP blocked"
+        case cutData = "tunnel blocked, discovery not"
+        case container = "an interface comes and goes"
         case linkLost = "interface lost, back after 1.5 s"
         case newAddress = "address changed"
     }
@@ -70,6 +72,11 @@ struct NATRow: Sendable, CustomStringConvertible {
         NATRow(
             name: "MTU 1280 behind a router", a: NATKind(translation: .easy, mtu: 1_280), b: easy,
             expected: .relay),
+        NATRow(
+            name: "HTTPS relay, HTTP CONNECT proxy only", a: NATKind(translation: .easy, onlyProxy: true),
+            b: easy, expected: .relay, relay: .tls),
+        NATRow(name: "easy - easy, data dies", a: easy, b: easy, expected: .direct, change: .cutData),
+        NATRow(name: "easy - easy, containers", a: easy, b: easy, expected: .direct, change: .container),
         NATRow(name: "interface lost and back", a: easy, b: easy, expected: .direct, change: .linkLost),
         NATRow(name: "address changed", a: easy, b: easy, expected: .direct, change: .newAddress),
     ]
@@ -191,9 +198,19 @@ extension NATRow {
         result.isExact = load["exact"] as? Bool == true && (load["problems"] as? [String])?.isEmpty == true
         result.gap = load["longest_gap_seconds"] as? Double
         if !result.isExact { result.problem = "transfer: \(load)" }
-        if expected == .relay { result.found = try await left.path() }
+        if expected == .relay {
+            result.found = try await left.path()
+            if result.problem == nil { result.problem = tooSlow(result) }
+        }
         guard expected == .direct, result.found == "direct" else { return }
-        if change == .cutUDP {
+        if result.problem == nil { result.problem = tooSlow(result) }
+        if change == .container, left.log.contains("network changed") {
+            result.problem = "a container's interface was taken for another network"
+        }
+        if change == .cutData {
+            // Data is tried there again after ten seconds at the earliest: that is not waited for.
+            if try await left.path() != "relay" { result.problem = "a path without data was not left" }
+        } else if change == .cutUDP {
             if try await left.path() != "relay" { result.problem = "the dead path was not left" }
             try await left.home.setUDPCut(false)
             result.directAgain = try await again(left, right)
@@ -203,6 +220,31 @@ extension NATRow {
         } else if try await left.path() != "direct", try await again(left, right) == nil {
             result.problem = "no direct path after: \(change.rawValue)"
         }
+    }
+
+    /// What must not take longer, seconds. On busy machines everything does; `scripts/nat-lab` is strict.
+    private static let limits =
+        ProcessInfo.processInfo.environment["NATLAB_STRICT"] == nil
+        ? (firstByte: 5.0, direct: 5.0, silence: 2.0, dataSilence: 5.0)
+        : (firstByte: 1.0, direct: 1.0, silence: 0.5, dataSilence: 3.0)
+
+    private func tooSlow(_ result: NATResult) -> String? {
+        let silence: Double? =
+            switch change {
+            case .none, .cutUDP, .container: Self.limits.silence
+            case .cutData: Self.limits.dataSilence
+            // The link is away for a while, or the address: those times are the lab's.
+            case .linkLost, .newAddress: nil
+            }
+        let found: [(String, Double?, Double?)] = [
+            ("first byte", result.firstByte, Self.limits.firstByte),
+            ("direct", result.direct, Self.limits.direct), ("silence", result.gap, silence),
+        ]
+        for (name, value, limit) in found {
+            guard let value, let limit, value > limit else { continue }
+            return "\(name): \(value) s, more than \(limit)"
+        }
+        return nil
     }
 
     /// A first byte later than this is worth a look.
@@ -224,6 +266,14 @@ extension NATRow {
         switch change {
         case .none: break
         case .cutUDP: try await left.home.setUDPCut(true)
+        case .cutData: try await left.home.cutData()
+        case .container:
+            for _ in 0..<3 {
+                try await left.home.setContainer(true)
+                try await Task.sleep(for: .milliseconds(250))
+                try await left.home.setContainer(false)
+                try await Task.sleep(for: .milliseconds(250))
+            }
         case .linkLost:
             try await left.home.takeDown()
             try await Task.sleep(for: .milliseconds(1_500))

@@ -148,6 +148,22 @@ private final class Discovery {
     }
 
     // stun-netcheck.md N11
+    @Test func ofEachRegionSeveralServersAreAskedInTurn() {
+        let discovery = Discovery()
+        discovery.machine.setLocal(
+            addresses: [IPAddress("10.0.0.5")!], portV4: 4000, portV6: nil, now: start)
+        let all = (1...20).flatMap { region in
+            (1...5).map { number in
+                EndpointDiscovery.Server(
+                    region: region, addresses: [SocketAddress("192.0.\(number).\(region):3478")!])
+            }
+        }
+        discovery.machine.setServers(all, now: start)
+        let asked = discovery.requests().map { "\($0.to.ip)" }.sorted()
+        let wanted = (1...20).map { "192.0.1.\($0)" } + (1...12).map { "192.0.2.\($0)" }
+        #expect(asked == wanted.sorted())
+    }
+
     @Test func manyAddressesOfOneNameAreBounded() {
         let discovery = Discovery()
         discovery.machine.setLocal(addresses: [IPAddress("10.0.0.5")!], portV4: 4000, portV6: nil, now: start)

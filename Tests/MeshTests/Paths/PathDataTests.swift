@@ -94,6 +94,48 @@ import Testing
         #expect(network.route(0, 1) == Paths.Route(udp: address))
     }
 
+    /// The other side noticed first: its packets come through the relay, and so must ours.
+    @Test func aPeerThatIsHeardThroughTheRelayAgainIsAnsweredThere() throws {
+        let (network, address) = try network()
+        let (host, peer) = (network.hosts[0], network.hosts[1].id)
+        host.paths.noteReceived(peer, from: address, now: network.now)
+        host.paths.noteReceived(peer, now: network.now)
+        #expect(network.route(0, 1).relay == nil, "it may have been sent before")
+        network.run(.milliseconds(600))
+        network.isUDPDown = true
+        host.paths.noteReceived(peer, now: network.now)
+        #expect(network.route(0, 1) == Paths.Route(udp: address, relay: 1))
+        let doubts = network.events(0) { if case .doubted(_, .relayed) = $0 { true } else { false } }
+        #expect(doubts.count == 1)
+    }
+
+    /// A peer that only receives has no other sign of it: pings are answered, its acknowledgements are lost.
+    @Test(arguments: [true, false]) func dataThatComesByRelayOnlyMeansThatTheDirectPathLosesIt(
+        isHeard: Bool
+    ) throws {
+        let (network, address) = try network()
+        let (host, peer) = (network.hosts[0], network.hosts[1].id)
+        if isHeard { host.paths.noteReceived(peer, from: address, now: network.now) }
+        let begin = network.now
+        while network.route(0, 1) != Paths.Route(relay: 1), network.now.since(begin) < .seconds(10) {
+            network.run(.milliseconds(50), traffic: true)
+            host.paths.noteReceived(peer, now: network.now)
+        }
+        #expect(network.now.since(begin) < .seconds(4))
+        #expect(losses(network) == 1)
+    }
+
+    @Test func aRelayedStragglerIsNoSign() throws {
+        let (network, address) = try network()
+        let (host, peer) = (network.hosts[0], network.hosts[1].id)
+        for _ in 0..<100 {
+            host.paths.noteReceived(peer, now: network.now)
+            host.paths.noteReceived(peer, from: address, now: network.now)
+            network.run(.milliseconds(30), traffic: true)
+        }
+        #expect(network.events(0) { if case .doubted = $0 { true } else { false } }.isEmpty)
+    }
+
     @Test func silenceProvesNothing() throws {
         let (network, _) = try network()
         network.hosts[0].paths.noteDataDead(network.hosts[1].id, isCertain: false, now: network.now)

@@ -74,6 +74,10 @@ struct ScriptedGateway {
         if text.contains("#GetExternalIPAddress") {
             return ok("<u:R xmlns:u=\"x\"><NewExternalIPAddress>203.0.113.9</NewExternalIPAddress></u:R>")
         }
+        if text.contains("#DeletePortMapping") {
+            released += 1
+            return ok("<u:DeletePortMappingResponse/>")
+        }
         let port = UPnP.element("NewExternalPort", of: text[...]).map(String.init) ?? ""
         if takenPorts.contains(port) { return fault(718) }
         if onlyPermanent, UPnP.element("NewLeaseDuration", of: text[...]) != "0" { return fault(725) }
@@ -203,9 +207,12 @@ struct ScriptedGateway {
         #expect(mapper.external?.port != 41_641 && mapper.external?.port == gateway.grants.last)
     }
 
-    @Test func anotherNetworkForgetsAndGivesBack() {
+    @Test(arguments: [PortMapper.Service.pcp, .natPMP, .upnp]) func anotherNetworkForgetsAndGivesBack(
+        _ service: PortMapper.Service
+    ) {
         var mapper = Self.mapper()
-        var gateway = ScriptedGateway(knowsPCP: true)
+        var gateway = ScriptedGateway(
+            knowsPMP: service == .natPMP, knowsPCP: service == .pcp, knowsUPnP: service == .upnp)
         let soon = Self.run(&mapper, &gateway, from: Self.start, for: .seconds(10))
         #expect(mapper.external != nil)
         mapper.setNetwork(gateway: nil, own: nil, port: nil, now: soon)
@@ -213,6 +220,17 @@ struct ScriptedGateway {
         _ = Self.run(&mapper, &gateway, from: soon, for: .seconds(10))
         #expect(gateway.released == 1)
         #expect(mapper.nextDeadline == .never)
+    }
+
+    /// Some routers leave the connection open although they were asked to close it.
+    @Test func anAnswerEndsWithItsLength() {
+        let head = "HTTP/1.1 200 OK\r\ncontent-Length:  4\r\n\r\n"
+        for (text, isComplete) in [
+            (head + "abcd", true), (head + "abc", false), (head, false), ("HTTP/1.1 200 OK\r\n", false),
+            ("HTTP/1.1 200 OK\r\n\r\nabcd", false),
+        ] {
+            #expect(UPnP.isComplete(Array(text.utf8)) == isComplete, "\(text)")
+        }
     }
 
     @Test func publicGatewaysAreNotAsked() {

@@ -12,7 +12,7 @@ import Testing
         let pieces: Int
     }
 
-    private func join(_ packets: [[UInt8]], tcp: Bool = true, udp: Bool = true) -> [Output] {
+    func join(_ packets: [[UInt8]], tcp: Bool = true, udp: Bool = true) -> [Output] {
         var coalescer = Coalescer(joinsTCP: tcp, joinsUDP: udp)
         var memory = packets.flatMap { $0 }
         return memory.withUnsafeMutableBytes { memory in
@@ -38,7 +38,7 @@ import Testing
     }
 
     /// Cuts all groups again.
-    private func cut(_ outputs: [Output]) -> [[UInt8]] {
+    func cut(_ outputs: [Output]) -> [[UInt8]] {
         outputs.flatMap { output in
             output.pieces > 1 ? Cutting.cut(output.bytes, output.virtio) ?? [] : [output.bytes]
         }

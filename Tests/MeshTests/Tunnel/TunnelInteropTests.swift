@@ -87,11 +87,13 @@ struct TunnelInteropTests {
         }
     }
 
-    private func iperf(_ lab: TunnelLab) throws {
+    private func iperf(
+        _ lab: TunnelLab, _ kinds: [[String]] = [[], ["-R"], ["-u", "-b", "20M"]]
+    ) throws {
         let server = try Command(
             ["ip", "netns", "exec", lab.b.namespace, "iperf3", "-s", "-B", lab.b.inner4])
         defer { server.signal(SIGKILL) }
-        for options in [[], ["-R"], ["-u", "-b", "20M"]] {
+        for options in kinds {
             var text = ""
             for _ in 0..<20 where !text.contains("\"end\"") || text.contains("\"error\"") {
                 usleep(100_000)
@@ -121,6 +123,28 @@ struct TunnelInteropTests {
             let shown = try (a.wgShow("endpoints").last ?? "", b.wgShow("endpoints").last ?? "")
             #expect(shown.0.hasSuffix("[\(address)%eth0]:51820"), "\(shown.0)")
             #expect(shown.1.contains("[fe80") && shown.1.hasSuffix("%eth0]:51820"), "\(shown.1)")
+        }
+    }
+
+    /// Answers leave from the address that was asked, on a machine with several of each family; and when it is
+    /// gone, from another.
+    @Test func answersLeaveFromTheAddressThatWasAsked() async throws {
+        try await TunnelLab.with(.ours, .wireguardGo) { lab in
+            let (a, b) = (lab.a, lab.b)
+            let (second4, second6) = ("10.98.0.55", "fd00:98::55")
+            try a.run("ip", "address", "add", "\(second4)/24", "dev", "eth0")
+            try a.run("ip", "address", "add", "\(second6)/64", "dev", "eth0", "nodad")
+            for address in [a.outer4, second4, a.outer6, second6] {
+                let endpoint = address.contains(":") ? "[\(address)]:51820" : "\(address):51820"
+                try b.wg("peer", a.key, "endpoint", endpoint)
+                #expect(try b.pings(a.inner4, lost: 4) && a.pings(b.inner4, lost: 4))
+                #expect(try b.wgShow("endpoints").last?.hasSuffix("\t\(endpoint)") == true, "\(endpoint)")
+                try iperf(lab, [[]])
+                #expect(try b.wgShow("endpoints").last?.hasSuffix("\t\(endpoint)") == true, "\(endpoint)")
+            }
+            try a.run("ip", "address", "del", "\(second6)/64", "dev", "eth0")
+            #expect(try a.pings(b.inner4, lost: 4), "sent from another address at once")
+            #expect(try b.wgShow("endpoints").last?.hasSuffix("\t[\(a.outer6)]:51820") == true)
         }
     }
 

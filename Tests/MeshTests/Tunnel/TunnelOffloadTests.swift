@@ -3,6 +3,7 @@
 import Glibc
 import LinuxIO
 import Mesh
+import Synchronization
 import Testing
 
 /// The tunnel with its TUN device against Debian's wireguard-go, with every set of features. Needs root.
@@ -12,7 +13,20 @@ import Testing
 struct TunnelOffloadTests {
     /// What a kernel may lack.
     enum Kernel: CaseIterable {
-        case modern, withoutUDPOffload, withoutTCPOffload, withoutHeader, withoutSegmentation
+        case modern, withoutUDPOffload, withoutTCPOffload, withoutHeader, withoutSegmentation,
+            withoutCoalescing
+
+        /// What the log must say.
+        var notice: String? {
+            switch self {
+            case .modern: nil
+            case .withoutUDPOffload: "TUN: no UDP offload"
+            case .withoutTCPOffload: "TUN: no TCP offload"
+            case .withoutHeader: "TUN: no virtio header"
+            case .withoutSegmentation: "UDP: no UDP_SEGMENT"
+            case .withoutCoalescing: "UDP: no UDP_GRO"
+            }
+        }
 
         var options: WireGuardTunnel.Options {
             var options = WireGuardTunnel.Options()
@@ -23,6 +37,7 @@ struct TunnelOffloadTests {
             case .withoutTCPOffload: options.deviceOffload = .header
             case .withoutHeader: options.deviceOffload = []
             case .withoutSegmentation: options.usesSegmentation = false
+            case .withoutCoalescing: options.usesCoalescing = false
             }
             return options
         }
@@ -37,7 +52,7 @@ struct TunnelOffloadTests {
         let tunnel = try await lab.on(lab.a) { try WireGuardTunnel(name: "wgt%d", options: options) }
         let failure = tunnel.perform { loop -> String? in
             do {
-                loop.device.setPrivateKey(key)
+                loop.device.setPrivateKey(key, now: loop.now)
                 let peer = try loop.device.addPeer(
                     .init(publicKey: theirs, allowedIPs: [IPPrefix(host: WireGuardGoLab.theirInner)]),
                     now: loop.now)
@@ -60,7 +75,10 @@ struct TunnelOffloadTests {
     @Test(arguments: Kernel.allCases) func bytesArriveBothWays(_ kernel: Kernel) async throws {
         let lab = try await WireGuardGoLab()
         defer { lab.close() }
-        let tunnel = try await makeTunnel(lab, kernel.options)
+        let notices = Notices()
+        var options = kernel.options
+        options.log = { if $0 == .notice { notices.add($1) } }
+        let tunnel = try await makeTunnel(lab, options)
         defer { tunnel.close() }
         let target = SocketAddress(WireGuardGoLab.theirInner, port: 7)
         let listener = try await lab.on(lab.b) { try KernelTCP.serveEcho(on: target) }
@@ -76,6 +94,10 @@ struct TunnelOffloadTests {
             #expect(counters.devicePackets > counters.deviceReads * 2, "super-packets were cut: \(counters)")
             #expect(counters.deviceWrittenPackets > counters.deviceWrites, "packets were joined: \(counters)")
         }
+        if let notice = kernel.notice {
+            #expect(notices.lines.contains { $0.hasPrefix(notice) }, "\(notices.lines)")
+        }
+        if kernel == .withoutCoalescing { #expect(counters.receivedDatagrams == counters.receivedMessages) }
         if kernel == .withoutHeader { #expect(counters.devicePackets == counters.deviceReads) }
         shutdown(listener, Int32(SHUT_RDWR))
     }
@@ -86,24 +108,25 @@ struct TunnelOffloadTests {
         defer { lab.close() }
         let tunnel = try await makeTunnel(lab, Kernel.modern.options)
         defer { tunnel.close() }
-        func ping(_ size: Int) throws -> String {
+        /// Fails when nothing comes back: a busy kernel leaves many echoes unanswered, also its own.
+        func ping(_ size: Int) throws {
             try lab.run([
-                "ip", "netns", "exec", lab.a, "ping", "-c", "3", "-i", "0.2", "-W", "3", "-s", "\(size)",
+                "ip", "netns", "exec", lab.a, "ping", "-c", "12", "-i", "0.1", "-W", "3", "-s", "\(size)",
                 "\(WireGuardGoLab.theirInner)",
             ])
         }
-        #expect(try ping(56).contains(" 0% packet loss"))
+        try ping(56)
         try lab.run(["ip", "-n", lab.a, "link", "set", tunnel.name, "down"])
         while tunnel.perform({ $0.isUp }) == true { try await Task.sleep(for: .milliseconds(20)) }
         try lab.run(["ip", "-n", lab.a, "link", "set", tunnel.name, "up", "mtu", "1300"])
-        #expect(try ping(1_200).contains(" 0% packet loss"))
+        try ping(1_200)
         #expect(tunnel.perform { $0.device.mtu } == 1_300)
         let port = tunnel.perform { loop -> UInt16 in
             try? loop.setListenPort(0)
             return loop.listenPort
         }
         #expect(port != 0 && port != nil)
-        #expect(try ping(56).contains(" 0% packet loss"))
+        try ping(56)
         // Taken by somebody else: an error, and all stays as it was.
         let other = try await lab.on(lab.a) { try BoundPort() }
         let taken = other.socket.localAddress.port
@@ -117,7 +140,71 @@ struct TunnelOffloadTests {
         }
         #expect(code == EADDRINUSE)
         #expect(tunnel.perform { $0.listenPort } == port)
-        #expect(try ping(56).contains(" 0% packet loss"))
+        try ping(56)
+    }
+
+    /// Any port means any that is free in both families, also when the kernel's first choice is not.
+    @Test func aPortOfTheKernelsChoiceIsFreeInBothFamilies() async throws {
+        let lab = try await WireGuardGoLab()
+        defer { lab.close() }
+        let tunnel = try await makeTunnel(lab, Kernel.modern.options)
+        defer { tunnel.close() }
+        try lab.run([
+            "ip", "netns", "exec", lab.a, "sysctl", "-qw", "net.ipv4.ip_local_port_range=40000 40003",
+        ])
+        let others = try await lab.on(lab.a) { [try BoundPort(40_000), try BoundPort(40_001)] }
+        let ports = tunnel.perform { loop -> [UInt16] in
+            var ports: [UInt16] = []
+            for _ in 0..<12 {
+                do {
+                    try loop.setListenPort(0)
+                    ports.append(loop.listenPort)
+                } catch {
+                    ports.append(0)
+                }
+            }
+            return ports
+        }
+        #expect(ports?.allSatisfy { $0 == 40_002 || $0 == 40_003 } == true, "\(ports ?? [])")
+        #expect(others.count == 2)
+    }
+
+    /// As for a container: made here, moved to a namespace without any other network, renamed, brought up
+    /// there. The sockets stay here.
+    @Test func theDeviceMayMove() async throws {
+        let lab = try await WireGuardGoLab()
+        let inside = lab.a + "c"
+        defer {
+            _ = try? lab.run(["ip", "netns", "delete", inside])
+            lab.close()
+        }
+        let (stream, continuation) = AsyncStream.makeStream(
+            of: Void.self, bufferingPolicy: .bufferingOldest(1))
+        var options = Kernel.modern.options
+        options.ended = { continuation.finish() }
+        let tunnel = try await makeTunnel(lab, options)
+        defer { tunnel.close() }
+        try lab.run(["ip", "netns", "add", inside])
+        try lab.run(["ip", "-n", lab.a, "link", "set", tunnel.name, "netns", inside])
+        try lab.run(["ip", "-n", inside, "link", "set", tunnel.name, "name", "moved0"])
+        try lab.run(["ip", "-n", inside, "address", "add", "\(WireGuardGoLab.ourInner)/24", "dev", "moved0"])
+        /// Fails when nothing comes back.
+        func ping() throws {
+            try lab.run([
+                "ip", "netns", "exec", inside, "ping", "-c", "12", "-i", "0.1", "-W", "3",
+                "\(WireGuardGoLab.theirInner)",
+            ])
+        }
+        try lab.run(["ip", "-n", inside, "link", "set", "moved0", "mtu", "1300", "up"])
+        try ping()
+        #expect(tunnel.perform { $0.device.mtu } == 1_300)
+        // Followed there too.
+        try lab.run(["ip", "-n", inside, "link", "set", "moved0", "down"])
+        while tunnel.perform({ $0.isUp }) == true { try await Task.sleep(for: .milliseconds(20)) }
+        try lab.run(["ip", "-n", inside, "link", "set", "moved0", "up"])
+        try ping()
+        try lab.run(["ip", "-n", inside, "link", "delete", "moved0"])
+        for await _ in stream {}
     }
 
     /// Deleting the device ends the tunnel.
@@ -136,9 +223,16 @@ struct TunnelOffloadTests {
     }
 }
 
+/// What was logged.
+private final class Notices: Sendable {
+    private let list = Mutex<[String]>([])
+    var lines: [String] { list.withLock { $0 } }
+    func add(_ line: String) { list.withLock { $0.append(line) } }
+}
+
 /// A port that somebody has.
 private final class BoundPort: Sendable {
     let socket: UDPSocket
 
-    init() throws { socket = try UDPSocket(bindingTo: .any(v4: true)) }
+    init(_ port: UInt16 = 0) throws { socket = try UDPSocket(bindingTo: .any(v4: true, port: port)) }
 }

@@ -9,6 +9,9 @@ import Testing
 /// A device behind a lock in the place of a tunnel.
 final class PaperTunnel: ConfigurableTunnel {
     let interface = Mutex(Box(PaperInterface()))
+    let hasEnded: Bool
+    init(hasEnded: Bool = false) { self.hasEnded = hasEnded }
+
     struct Box: @unchecked Sendable {  // guarded by the lock around it
         let interface: PaperInterface
         init(_ interface: PaperInterface) { self.interface = interface }
@@ -32,7 +35,7 @@ final class PaperTunnel: ConfigurableTunnel {
             UAPI.finish(&cursor, on: &box.interface.state, now: box.interface.now)
         }
     }
-    func status() -> UAPI.Status { interface.withLock { $0.interface.status } }
+    func status() -> UAPI.Status? { hasEnded ? nil : interface.withLock { $0.interface.status } }
 }
 
 /// The listener with real sockets, and Debian's `wg` where it is installed.
@@ -70,6 +73,14 @@ final class PaperTunnel: ConfigurableTunnel {
             #expect(try client.talk("what\n") == "", "closed")
         }
         #expect(!FileManager.default.fileExists(atPath: "\(directory)/test0.sock"))
+    }
+
+    /// An empty device would be believed: `wg syncconf` would set everything anew.
+    @Test func anInterfaceThatIsGoneIsAnError() throws {
+        try serve(PaperTunnel(hasEnded: true)) { server in
+            let client = try UAPIClient(server.path)
+            #expect(try client.talk("get=1\n\n") == "errno=-19\n\n")
+        }
     }
 
     @Test func theSocketIsTakenOverOnlyWhenNobodyListens() throws {

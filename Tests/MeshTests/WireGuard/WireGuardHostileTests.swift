@@ -160,7 +160,7 @@ import Testing
 
         let forged = innerPacket(from: pair.a.address, to: pair.b.address)
         let datagram = try #require(third.send(forged, to: thirdToB, now: .start))
-        #expect(pair.b.receive(datagram, now: .start).result == .dropped(.wrongSource))
+        #expect(pair.b.receive(datagram, now: .start).result == .refused(bToThird, .wrongSource))
         // Another peer's index on a valid packet.
         let mine = try #require(third.send(third.packet(to: pair.b), to: thirdToB, now: .start))
         let other = try #require(pair.a.send(pair.a.packet(to: pair.b), to: pair.aToB, now: .start))
@@ -172,7 +172,7 @@ import Testing
         // The address moves to another peer: from then on it is false, also where it was right before.
         try pair.b.device.setAllowedIPs([IPPrefix(host: third.address)], of: pair.bToA)
         let late = try #require(third.send(third.packet(to: pair.b), to: thirdToB, now: .start))
-        #expect(pair.b.receive(late, now: .start).result == .dropped(.wrongSource))
+        #expect(pair.b.receive(late, now: .start).result == .refused(bToThird, .wrongSource))
     }
 
     /// W14: broken inner packets are dropped, the session lives.
@@ -193,7 +193,7 @@ import Testing
         bad.append(Array(goodSix[..<4]) + [0xff, 0xff] + goodSix[6...])
         for packet in bad {
             let datagram = try #require(pair.a.send(packet, to: pair.aToB, now: .start))
-            #expect(pair.b.receive(datagram, now: .start).result == .dropped(.malformedPacket))
+            #expect(pair.b.receive(datagram, now: .start).result == .refused(pair.bToA, .malformedPacket))
         }
         for packet in [good, goodSix, Array(goodSix[..<4]) + [0, 0] + goodSix[6...]] {
             let datagram = try #require(pair.a.send(packet, to: pair.aToB, now: .start))

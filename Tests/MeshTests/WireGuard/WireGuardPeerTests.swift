@@ -184,7 +184,7 @@ import Testing
             pair.b.send(pair.b.packet(to: pair.a, number: 1), to: pair.bToA, now: .at(1)))
         var generator = SeededGenerator(seed: 14)
         let key = PrivateKey(using: &generator)
-        #expect(pair.a.setPrivateKey(key) == nil)
+        #expect(pair.a.setPrivateKey(key, now: .at(1)) == nil)
         pair.a.receive(before, now: .at(1))
         #expect(pair.a.packets.count == 1, "the old session still receives")
         #expect(
@@ -198,7 +198,68 @@ import Testing
         pair.settle(.at(1))
         #expect(pair.b.packets.count == 1)
         // A peer cannot be ourselves.
-        #expect(pair.b.setPrivateKey(key) == new && pair.b.peerCount == 0)
+        #expect(pair.b.setPrivateKey(key, now: .at(2)) == new && pair.b.peerCount == 0)
+    }
+
+    /// A packet that waits when the key is replaced goes out with the new key, by itself.
+    @Test func aNewKeyBeginsWaitingHandshakesAnew() throws {
+        let pair = try WireGuardPair(seed: 19)
+        #expect(pair.a.send(pair.a.packet(to: pair.b), to: pair.aToB, now: .start) == nil)
+        #expect(pair.a.output(.start).count == 1, "lost")
+        var generator = SeededGenerator(seed: 20)
+        let key = PrivateKey(using: &generator)
+        #expect(pair.a.setPrivateKey(key, now: .at(1)) == nil)
+        _ = try pair.b.device.addPeer(
+            .init(publicKey: key.nodePublicKey, allowedIPs: [IPPrefix(host: pair.a.address)]), now: .at(1))
+        pair.settle(.at(1))
+        #expect(pair.b.packets.count == 1)
+    }
+
+    /// Peers that nobody answers for use up no more than their part: another's first packet finds room, and
+    /// the newest of each peer are kept.
+    @Test func oneFullOfWaitingPacketsDoesNotStopOthers() throws {
+        var limits = WireGuard.Limits()
+        limits.stagedBytes = 1_000
+        let node = WireGuardNode(seed: 21, address: "10.0.0.1", limits: limits)
+        let others = (UInt64(0)..<4).map { WireGuardNode(seed: 210 + $0, address: "10.0.1.\($0)") }
+        let peers = try others.map { try node.add($0) }
+        for number in 0..<20 {
+            let packet = node.packet(to: others[0], number: number, length: 100)
+            #expect(node.send(packet, to: peers[0], now: .start) == nil)
+        }
+        func waiting() -> [Int] {
+            peers.map { node.statistics(of: $0, now: .start)?.stagedPackets ?? -1 }
+        }
+        #expect(waiting() == [10, 0, 0, 0] && node.counters[.stagedOverflow] == 10)
+        for place in 1..<4 {
+            _ = node.send(node.packet(to: others[place], length: 100), to: peers[place], now: .start)
+        }
+        #expect(waiting() == [7, 1, 1, 1] && node.counters[.stagedOverflow] == 13)
+        // The oldest went, also of the first peer.
+        _ = try others[0].add(node)
+        for datagram in node.output(.start) where others[0].receive(datagram, now: .start).reply == nil {
+            for answer in others[0].output(.start) { node.receive(answer, now: .start) }
+        }
+        for datagram in node.output(.start) { others[0].receive(datagram, now: .start) }
+        #expect(others[0].packets.map(number(of:)) == Array(13..<20))
+        // Longer than the link takes by now: counted, and no reason to throw anything else away.
+        node.device.setMTU(90)
+        _ = node.send(node.packet(to: others[1], length: 100), to: peers[1], now: .start)
+        #expect(node.counters[.longerThanMTU] == 1 && waiting()[1] == 1)
+    }
+
+    @Test(arguments: WireGuard.PacketCipher.BackEnd.allCases) func keysOfClosedSessionsAreForgotten(
+        _ backEnd: WireGuard.PacketCipher.BackEnd
+    ) throws {
+        let cipher = WireGuard.PacketCipher(backEnd)
+        let key = try WireGuard.Bytes32(bytes: Array(repeating: 7, count: 32))
+        let other = try WireGuard.Bytes32(bytes: Array(repeating: 8, count: 32))
+        func isLoaded(_ key: WireGuard.Bytes32) -> Bool { cipher.isLoaded(key) }
+        cipher.load(key)
+        cipher.forget(other)
+        #expect(isLoaded(key), "another session's end changes nothing")
+        cipher.forget(key)
+        #expect(!isLoaded(key) && isLoaded(WireGuard.Bytes32()))
     }
 
     @Test func bothBackEndsUnderstandEachOther() throws {

@@ -114,6 +114,8 @@ final class WireGuardNode {
     var packets: [[UInt8]] = []
     var keepalives = 0
     var drops: [WireGuard.DropReason] = []
+    /// Initiations that were sent because no answer came.
+    var silences = 0
     /// Seconds by which this node's civil time is wrong.
     var wallOffset: Int64 = 0
     private var buffer = [UInt8](repeating: 0, count: 2048)
@@ -150,7 +152,10 @@ final class WireGuardNode {
     func peer(for key: NodePublicKey) -> WireGuard.PeerIndex? { device.peer(for: key) }
     func peer(for address: IPAddress) -> WireGuard.PeerIndex? { device.peer(for: address) }
     func removePeer(_ index: WireGuard.PeerIndex) -> Bool { device.removePeer(index) }
-    func setPrivateKey(_ key: PrivateKey) -> WireGuard.PeerIndex? { device.setPrivateKey(key) }
+    func setPrivateKey(_ key: PrivateKey, now: Instant) -> WireGuard.PeerIndex? {
+        device.setPrivateKey(key, now: now)
+    }
+    func wakePeers(now: Instant) { device.wakePeers(now: now) }
     func statistics(of index: WireGuard.PeerIndex, now: Instant) -> WireGuard.PeerStatistics? {
         device.statistics(of: index, now: now)
     }
@@ -172,6 +177,7 @@ final class WireGuardNode {
         let output = buffer.withUnsafeMutableBytes {
             device.nextOutput(into: $0, now: now, wallTime: wall(now))
         }
+        if output?.followsSilence ?? false { silences += 1 }
         return output.map { Array(buffer[..<$0.length]) }
     }
 
@@ -187,7 +193,7 @@ final class WireGuardNode {
         switch result {
         case .packet(_, let range): packets.append(Array(copy[range]))
         case .keepalive: keepalives += 1
-        case .dropped(let reason): drops.append(reason)
+        case .dropped(let reason), .refused(_, let reason): drops.append(reason)
         case .reply(let length): return (result, Array(copy[..<length]))
         case .handshake, .cookie: break
         }

@@ -34,6 +34,7 @@ import Testing
         for (earlier, later) in zip(times, times.dropFirst()) {
             #expect(later - earlier >= 5 && later - earlier <= 5.334)
         }
+        #expect(pair.a.silences == 19, "the way is doubted from the second one on")
         #expect(pair.a.counters.handshakesAbandoned == 1)
         #expect(pair.a.counters[.handshakeAbandoned] == 1, "the staged packet was dropped")
         // A new packet begins anew.
@@ -127,6 +128,7 @@ import Testing
             times.append(now.seconds)
         }
         #expect(times.count == 1 && times[0] >= 35 && times[0] <= 35.334)
+        #expect(pair.a.silences == 1)
     }
 
     @Test func oldSessionOfOursIsRenewedWhenDataComes() throws {
@@ -174,6 +176,42 @@ import Testing
         pair.a.device.setPersistentKeepalive(7, of: pair.aToB, now: .at(112))
         #expect(pair.a.output(.at(112)).map(\.count) == [WireGuard.overhead])
         #expect(pair.a.nextDeadline <= .at(119))
+    }
+
+    /// W5: keepalives are transport messages (whitepaper §6.2), so they renew the session as data does.
+    @Test func anIdlePeerWithKeepaliveIsNeverWithoutSession() throws {
+        let pair = try WireGuardPair(seed: 16, keepalive: 25)
+        pair.settle(.start)
+        var renewals: [Double] = []
+        while pair.a.nextDeadline <= .at(600) {
+            let now = pair.a.nextDeadline
+            #expect(pair.a.statistics(of: pair.aToB, now: now)?.hasSession == true, "at \(now.seconds) s")
+            let before = pair.a.counters.initiationsSent
+            pair.a.device.handleTimeout(now: now)
+            pair.settle(now)
+            if pair.a.counters.initiationsSent > before { renewals.append(now.seconds) }
+        }
+        #expect(renewals.count == 4)
+        for (earlier, later) in zip([0] + renewals, renewals) {
+            #expect(later - earlier >= 120 && later - earlier <= 150)
+        }
+    }
+
+    /// What was made while the link was down, or shortly before, does not put off the first handshake.
+    @Test func aLinkThatComesUpWaitsForNothing() throws {
+        let pair = try WireGuardPair(seed: 17)
+        pair.a.device.setPersistentKeepalive(25, of: pair.aToB, now: .start)
+        #expect(pair.a.output(.start).map(\.count) == [WireGuard.initiationSize], "lost with the link")
+        pair.a.wakePeers(now: .at(1))
+        pair.settle(.at(1))
+        #expect(pair.a.statistics(of: pair.aToB, now: .at(1))?.hasSession == true)
+        // The same for a peer without keepalive that a packet waits for.
+        let other = try WireGuardPair(seed: 18)
+        #expect(other.a.send(other.a.packet(to: other.b), to: other.aToB, now: .start) == nil)
+        _ = other.a.output(.start)
+        other.a.wakePeers(now: .at(1))
+        other.settle(.at(1))
+        #expect(other.b.packets.count == 1)
     }
 
     /// The responder's confirmation got lost: it must not wait for the peer for ever.

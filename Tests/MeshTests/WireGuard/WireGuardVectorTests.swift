@@ -98,77 +98,11 @@ import Testing
         #expect(Hex.text(state.transportKeys().responder.bytes) == handshake.key_responder_to_initiator)
     }
 
-    /// A device that will draw these numbers.
-    private func node(
-        _ secret: String, peer: String, psk: String, script: [UInt64], address: String
-    ) throws -> Scripted {
-        var device = WireGuard.Device(
-            privateKey: try PrivateKey(bytes: bytes(secret)), randomness: .scripted([0] + script))
-        let zero = String(repeating: "0", count: 64)
-        let index = try device.addPeer(
-            WireGuard.PeerConfiguration(
-                publicKey: NodePublicKey(hex: peer),
-                presharedKey: psk == zero ? nil : WireGuard.PresharedKey(bytes: bytes(psk)),
-                allowedIPs: [IPPrefix("0.0.0.0/0")!, IPPrefix("::/0")!]),
-            now: .start)
-        return Scripted(device: device, peer: index)
-    }
-
-    private final class Scripted {
-        var device: WireGuard.Device
-        let peer: WireGuard.PeerIndex
-        var buffer = [UInt8](repeating: 0, count: 2048)
-
-        init(device: consuming WireGuard.Device, peer: WireGuard.PeerIndex) {
-            self.device = device
-            self.peer = peer
-        }
-
-        var hasOutput: Bool { device.hasOutput }
-        var nextDeadline: Instant { device.nextDeadline }
-        var counters: WireGuard.Counters { device.counters }
-        func statistics(of index: WireGuard.PeerIndex, now: Instant) -> WireGuard.PeerStatistics? {
-            device.statistics(of: index, now: now)
-        }
-
-        func output() -> String? {
-            let wall = WireGuard.WallTime(seconds: 1_770_000_000, nanoseconds: 123_456_789)
-            let output = buffer.withUnsafeMutableBytes {
-                device.nextOutput(into: $0, now: .start, wallTime: wall)
-            }
-            return output.map { Hex.text(buffer[..<$0.length]) }
-        }
-
-        func receive(_ hex: String) throws -> (WireGuard.Received, String) {
-            var copy = try bytes(hex)
-            let source = WireGuard.Source.address(SocketAddress("192.0.2.1:51820")!)
-            let result = copy.withUnsafeMutableBytes { device.receive($0, from: source, now: .start) }
-            guard case .packet(_, let range) = result else { return (result, "") }
-            return (result, Hex.text(copy[range]))
-        }
-
-        func seal(_ hex: String) throws -> String? {
-            let packet = try bytes(hex)
-            buffer.replaceSubrange(16..<(16 + packet.count), with: packet)
-            let outcome = buffer.withUnsafeMutableBytes {
-                device.seal(peer, in: $0, payloadLength: packet.count, now: .start)
-            }
-            guard case .sealed(let length) = outcome else { return nil }
-            return Hex.text(buffer[..<length])
-        }
-    }
-
     /// W1, W2: both devices produce and take the recorded messages, from the first initiation on.
     @Test(arguments: 0..<2) func devicesSpeakTheRecording(_ index: Int) throws {
         let handshake = vectors.handshakes[index]
-        let ephemeral = try WireGuard.Bytes32(hex: vectors.initiator_ephemeral_private)
-        let answer = try WireGuard.Bytes32(hex: vectors.responder_ephemeral_private)
-        let initiator = try node(
-            vectors.initiator_static_private, peer: vectors.responder_static_public, psk: handshake.psk,
-            script: ephemeral.script + [UInt64(vectors.initiator_index)], address: "10.0.0.1")
-        let responder = try node(
-            vectors.responder_static_private, peer: vectors.initiator_static_public, psk: handshake.psk,
-            script: [UInt64(vectors.responder_index)] + answer.script, address: "10.0.0.2")
+        let initiator = try vectors.initiator(handshake)
+        let responder = try vectors.responder(handshake)
         initiator.device.initiateHandshake(initiator.peer, now: .start)
         #expect(initiator.output() == handshake.initiation)
         #expect(try responder.receive(handshake.initiation).0 == .handshake(responder.peer))
@@ -229,7 +163,7 @@ import Testing
         let cipher = WireGuard.PacketCipher(backEnd)
         let model = WireGuard.PacketCipher(.sodium)
         var generator = SeededGenerator(seed: 77)
-        for length in 0..<2_300 {
+        for length in Array(0..<2_300) + [4_096, 8_960, 9_000, 65_503] {
             let key = try WireGuard.Bytes32(
                 bytes: (0..<32).map { _ in UInt8.random(in: 0...255, using: &generator) })
             cipher.load(key)
@@ -318,9 +252,7 @@ import Testing
     @Test func messagesToDrop() throws {
         #expect(vectors.must_be_dropped_by_responder.count == 9)
         for item in vectors.must_be_dropped_by_responder {
-            let node = try node(
-                vectors.responder_static_private, peer: vectors.initiator_static_public,
-                psk: vectors.handshakes[0].psk, script: [7, 1, 2, 3, 4], address: "10.0.0.2")
+            let node = try vectors.responder(vectors.handshakes[0])
             guard case .dropped(let reason) = try node.receive(item.wire).0 else {
                 Issue.record("\(item.name) was not dropped")
                 continue

@@ -28,6 +28,13 @@ struct Delivery {
         forward = connection.rackForward
     }
 
+    /// How long ago the segment left whose timestamp came back, rounded up to the next millisecond.
+    var echoAge: Interval? {
+        guard let echo else { return nil }
+        let age = UInt32(truncatingIfNeeded: now.nanoseconds / 1_000_000) &- echo
+        return age < 60_000 ? .milliseconds(UInt64(age) + 1) : nil
+    }
+
     /// `piece` has arrived (RFC 8985 §6.2 steps 1 to 3).
     @inline(__always)
     mutating func note(_ piece: SentRange) {
@@ -131,8 +138,8 @@ extension Connection {
         let acknowledged = progress ? ack - unacknowledged : 0
         if progress { advance(to: ack, &delivery, now, &context) }
         guard state != .closed, state != .timeWait else { return }
-        takeDelivery(delivery, ack)
-        if progress { considerUndo(segment, now, &context) }
+        takeDelivery(delivery, ack, progress: progress)
+        if progress { considerUndo(segment, delivery, &context) }
         considerTailProbe(ack, sawDuplicate: sawDuplicate, &context)
 
         if !usesSACK, !progress, segment.payloadLength == 0, !windowChanged, segment.length == 0 {
@@ -197,7 +204,9 @@ extension Connection {
         retries = 0
         duplicateACKs = 0
         retransmitBase = now
-        if phase != .loss || ack >= recoveryPoint { trip.clearBackOff() }
+        // Not left behind by 2 GiB, from where it would look like the future.
+        reorderRoundEnd = .later(reorderRoundEnd, ack)
+        if resetsWhenSent, isOrphan, send.isEmpty { return abort(&context) }
         if wantsWritable, bytes > 0, hasWriteRoom(context) {
             wantsWritable = false
             notify(.writable, &context)
@@ -221,7 +230,7 @@ extension Connection {
         }
     }
 
-    private mutating func takeDelivery(_ delivery: Delivery, _ ack: SequenceNumber) {
+    private mutating func takeDelivery(_ delivery: Delivery, _ ack: SequenceNumber, progress: Bool) {
         rackSentAt = delivery.sentAt
         rackEnd = delivery.end
         rackTrip = delivery.trip
@@ -230,7 +239,14 @@ extension Connection {
         if let sample = delivery.sample {
             trip.sample(Interval(nanoseconds: sample))
             cubic.roundTrip(sample, acknowledged: ack, sent: sendNext)
+        } else if progress, let age = delivery.echoAge {
+            // RFC 7323 §4: which transmission it was the timestamp tells, else a longer round trip is never learnt.
+            trip.sample(age)
+        } else {
+            return
         }
+        // RFC 6298 §5.7 and Karn: the back-off stays until there is a sample.
+        trip.clearBackOff()
     }
 
     private mutating func react(

@@ -100,10 +100,11 @@ extension Connection {
 
     /// Eifel (RFC 3522): the acknowledgement echoes a segment older than our first retransmission, so the
     /// original had arrived and the loss was imagined.
-    mutating func considerUndo(_ segment: Segment, _ now: Instant, _ context: inout StackContext) {
+    mutating func considerUndo(_ segment: Segment, _ delivery: Delivery, _ context: inout StackContext) {
         guard phase != .open, let undo, let stamp = undo.timestamp, segment.hasTimestamp,
             Int32(bitPattern: segment.timestampEcho &- stamp) < 0
         else { return }
+        if phase == .loss, let age = delivery.echoAge { trip.adapt(age) }
         takeBack(undo, &context)
     }
 
@@ -122,7 +123,6 @@ extension Connection {
         phase = .open
         reorderingSeen = true
         sent.unmarkLost()
-        trip.clearBackOff()
     }
 
     // MARK: - Tail loss probe

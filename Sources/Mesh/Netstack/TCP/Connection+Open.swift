@@ -4,7 +4,8 @@
 extension Connection {
     /// Makes a free slot ready for a new connection.
     mutating func prepare(
-        local: SocketAddress, remote: SocketAddress, hash: UInt64, now: Instant, _ context: inout StackContext
+        local: SocketAddress, remote: SocketAddress, hash: UInt64, after: SequenceNumber? = nil, now: Instant,
+        _ context: inout StackContext
     ) {
         let fresh = Connection(slot: slot)
         let next = generation &+ 1
@@ -16,11 +17,13 @@ extension Connection {
         // RFC 6528: a keyed hash plus a clock that ticks every 4 µs.
         let clock = UInt32(truncatingIfNeeded: now.nanoseconds / 4_000)
         initialSend = SequenceNumber(UInt32(truncatingIfNeeded: hash) &+ clock)
+        if let after { initialSend = .later(initialSend, after) }
         timestampOffset = UInt32(truncatingIfNeeded: hash >> 32)
         unacknowledged = initialSend
         sendNext = initialSend
         sendBase = initialSend + 1
         rackForward = initialSend
+        reorderRoundEnd = initialSend
         pathMTU = context.mtu
         sendTarget = context.limits.initialBuffer
         receiveTarget = min(context.limits.initialBuffer, context.limits.receiveBuffer)
@@ -143,12 +146,13 @@ extension Connection {
         wantsOutput(&context)
     }
 
-    /// The connection is over at once. The owner hears of it unless it never knew, or let go.
+    /// The connection is over at once. The owner hears of it unless it never knew, or let go; after it has read what
+    /// came before.
     mutating func die(_ reason: CloseReason, _ context: inout StackContext) {
         let wasKnown = !(isPassive && state == .synReceived) || wasAsked
         state = .closed
         send.release(&context.pool)
-        receive.release(&context.pool)
+        if isOrphan || saidClosed || receive.isEmpty { receive.release(&context.pool) }
         sent.removeAll()
         outOfOrder.removeAll()
         sendTimer = .off
@@ -157,14 +161,19 @@ extension Connection {
         lifeDeadline = .never
         ackNow = false
         if !wasKnown { isOrphan = true }
-        if !saidClosed {
-            saidClosed = true
-            closeReason = reason
-            pending.remove(.readable)
-            pending.remove(.writable)
-            pending.remove(.peerClosed)
-            notify(.closed, &context)
-        }
+        guard !saidClosed else { return }
+        closeReason = reason
+        pending.remove(.writable)
+        pending.remove(.peerClosed)
+        if receive.isEmpty { sayClosed(&context) }
+    }
+
+    /// The last that the owner hears.
+    mutating func sayClosed(_ context: inout StackContext) {
+        saidClosed = true
+        receive.release(&context.pool)
+        pending.remove(.readable)
+        notify(.closed, &context)
     }
 
     /// RFC 9293 §3.10.5: sends RST where that makes sense, and forgets everything.

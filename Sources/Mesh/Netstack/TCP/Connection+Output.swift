@@ -178,7 +178,7 @@ extension Connection {
             out.put32(0x0103_0300 | UInt32(receiveShift), at)
             at += 4
         }
-        let window = min(receiveTarget, 65_535)
+        let window = min(offeredWindow(context), 65_535)
         advertisedEdge = .later(advertisedEdge, receiveNext + window)
         let flags: SegmentFlags = isReply ? [.syn, .ack] : .syn
         let sum = writeHeader(out, ipSize, at, 0, initialSend, flags, UInt16(truncatingIfNeeded: window))

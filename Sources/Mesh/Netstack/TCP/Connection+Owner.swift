@@ -11,7 +11,8 @@ extension Connection {
 
     /// Whether bytes may still be written.
     var isWritable: Bool {
-        !finQueued && (state == .established || state == .closeWait || !state.isSynchronized)
+        !finQueued && state != .closed
+            && (state == .established || state == .closeWait || !state.isSynchronized)
     }
 
     /// How much the send buffer may hold now.
@@ -33,7 +34,7 @@ extension Connection {
     /// event when there is none.
     mutating func reserve(_ wanted: Int, _ context: inout StackContext) -> UnsafeMutableRawBufferPointer? {
         let room = min(writeRoom(context), wanted)
-        guard room > 0, send.ensure(send.count + room, &context.pool) || send.capacity > send.count else {
+        guard room > 0, makeRoom(room, &context) else {
             wantsWritable = isWritable
             return nil
         }
@@ -41,9 +42,18 @@ extension Connection {
         return unsafe UnsafeMutableRawBufferPointer(rebasing: space.prefix(room))
     }
 
+    /// False only while bytes wait for their acknowledgement, which brings `writable`: without any, nothing would.
+    @inline(__always)
+    private mutating func makeRoom(_ room: Int, _ context: inout StackContext) -> Bool {
+        if send.ensure(send.count + room, &context.pool) || send.capacity > send.count { return true }
+        return send.isEmpty && send.ensure(min(room, context.pool.guaranteed), &context.pool)
+    }
+
     /// `length` bytes were put into what `reserve` gave.
     mutating func commit(_ length: Int, _ context: inout StackContext) {
         send.extend(length)
+        // Nothing was there to be written: thousands of silent streams must not hold memory.
+        if send.isEmpty { send.release(&context.pool) }
         if length > 0, state.isSynchronized { wantsOutput(&context) }
     }
 
@@ -58,7 +68,9 @@ extension Connection {
             receive.rewind()
             keepBuffersAWhile(now, &context)
         }
-        if finReceived {
+        if state == .closed {
+            if receive.isEmpty { sayClosed(&context) }
+        } else if finReceived {
             announceEnd(&context)
         } else if state.mayReceive {
             considerWindowUpdate(&context)
@@ -90,10 +102,11 @@ extension Connection {
         let offered = offeredWindow(context)
         let gain = offered - promised
         guard gain > 0 else { return }
+        let most = receiveLimit(context)
         let enough =
             promised < 2 * receiveSegmentSize
-            ? gain >= min(receiveTarget / 2, 2 * receiveSegmentSize)
-            : promised <= receiveTarget / 2 && gain >= receiveTarget / 4
+            ? gain >= min(most / 2, 2 * receiveSegmentSize)
+            : promised <= most / 2 && gain >= most / 4
         if enough { acknowledgeNow(&context) }
     }
 
@@ -124,5 +137,25 @@ extension Connection {
         if state == .finWait2 { lifeDeadline = now + context.limits.orphanWait }
         if state == .timeWait, lifeDeadline == .never { state = .closed }
         shutdownWrite(&context)
+    }
+
+    /// The owner wants no more bytes, those that wait included; what comes is acknowledged and forgotten.
+    mutating func discardInput(_ context: inout StackContext) {
+        discardsInput = true
+        resetsWhenSent = true
+        outOfOrder.removeAll()
+        receive.release(&context.pool)
+        pending.remove(.readable)
+        if state == .closed, !saidClosed { sayClosed(&context) }
+    }
+
+    /// The owner lets go of a connection whose other side is gone: what was written still arrives, then a RST says
+    /// that it was not all.
+    mutating func abortWhenSent(_ context: inout StackContext) {
+        isOrphan = true
+        pending = []
+        guard state.isSynchronized, state != .timeWait, !send.isEmpty else { return abort(&context) }
+        if !finSent { finQueued = false }
+        discardInput(&context)
     }
 }

@@ -162,14 +162,13 @@ extension Connection {
             return
         }
         context.counters.resetsReceived += 1
-        if state == .lastAck {
-            // The peer has said all, and wants no more: what it said stays readable.
-            enterTimeWait(now, &context)
+        // The peer has said all, and wants no more: what it said stays readable. RFC 1337 asks to ignore RST in
+        // TIME_WAIT; freeing it early is what Linux does by default and harmless with timestamps.
+        if state == .lastAck || state == .closing { enterTimeWait(now, &context) }
+        if state == .timeWait {
             lifeDeadline = now
             return
         }
-        // RFC 1337 asks to ignore RST in TIME_WAIT; freeing it early is what Linux does by default and harmless
-        // with timestamps.
         die(state == .synReceived && !isPassive ? .refused : .reset, &context)
     }
 
@@ -250,11 +249,14 @@ extension Connection {
         if hasFIN, finAt == nil, start + length >= receiveNext { finAt = start + length }
         if length > 0 {
             if discardsInput {
-                // RFC 9293 §3.10.4 / RFC 2525 §2.17: nobody will read this, so say it.
-                abort(&context)
-                return
+                // RFC 9293 §3.10.4 / RFC 2525 §2.17: nobody will read this, so say it, at the latest when what
+                // was written has arrived.
+                guard resetsWhenSent else { return abort(&context) }
+                if start == receiveNext { receiveNext = receiveNext + length }
+                acknowledgeNow(&context)
+            } else {
+                store(start, payload.slice(skip, length), segment, now, &context)
             }
-            store(start, payload.slice(skip, length), segment, now, &context)
         } else if hasFIN {
             acknowledgeNow(&context)
         }

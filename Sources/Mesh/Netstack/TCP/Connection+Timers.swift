@@ -75,11 +75,18 @@ extension Connection {
         }
     }
 
+    /// Times that the pause before a probe doubles until a connection that nobody holds is given up although its peer
+    /// is alive and only never opens its window: some minutes at least, as Linux' `tcp_orphan_retries`.
+    private static let orphanBackOffs = 8
+
+    private var isGivenUp: Bool { (isOrphan || resetsWhenSent) && trip.backoff >= Self.orphanBackOffs }
+
     private mutating func retransmissionTimedOut(_ now: Instant, _ context: inout StackContext) {
         // A peer that closed its window over data on the way, and says so, is alive: RFC 9293 §3.8.6.1.
         if state.isSynchronized, sendWindow == 0,
             now.since(lastReceived).nanoseconds < RoundTrip.longestTimeout
         {
+            if isGivenUp { return abort(&context) }
             retries = 0
         }
         guard countRetry(&context) else { return }
@@ -125,6 +132,7 @@ extension Connection {
     }
 
     private mutating func persistFired(_ now: Instant, _ context: inout StackContext) {
+        if isGivenUp { return abort(&context) }
         guard countRetry(&context) else { return }
         trip.backOff()
         context.counters.windowProbes += 1

@@ -127,6 +127,8 @@ struct Connection: ~Copyable {
     var finReceived = false
     /// The owner wants no more bytes.
     var discardsInput = false
+    /// The owner is gone without reading everything: RST once what it wrote has arrived.
+    var resetsWhenSent = false
     var recentTimestamp: UInt32 = 0
     var recentTimestampAt = Instant(nanoseconds: 0)
     var lastAckSent = SequenceNumber(0)
@@ -180,10 +182,14 @@ struct Connection: ~Copyable {
     /// How far the peer lets us send.
     var windowEdge: SequenceNumber { unacknowledged + sendWindow }
 
+    /// Bytes that the receive buffer may hold now: no more than can be stored.
+    func receiveLimit(_ context: borrowing StackContext) -> Int {
+        min(receiveTarget, min(context.bufferShare, context.pool.reach(from: receive.capacity)))
+    }
+
     /// The window that we offer now, without shrinking what was promised.
     func offeredWindow(_ context: borrowing StackContext) -> Int {
-        let free = min(receiveTarget, context.bufferShare) - receive.count
-        return max(free, advertisedEdge - receiveNext, 0)
+        max(receiveLimit(context) - receive.count, advertisedEdge - receiveNext, 0)
     }
 
     /// Our timestamp clock: milliseconds plus an offset of this connection's own (RFC 7323 §5.4).
@@ -234,7 +240,7 @@ struct StackContext: ~Copyable {
         self.limits = limits
         self.mtu = mtu
         packets = PacketQueue(limit: limits.packetQueue)
-        pool = BufferPool(limit: limits.bufferMemory, retainLimit: limits.retainedBuffers)
+        pool = BufferPool(limit: limits.bufferMemory, retainLimit: limits.retainedBuffers, mtu: mtu)
     }
 
     /// What one buffer may hold now: half of the memory that is left, so that n busy buffers settle at one part in

@@ -113,6 +113,13 @@ struct Cubic {
         threshold = max(Int(Double(window) * Self.beta), 2 * segment)
         epoch = nil
         conservativeRounds = 0
+        beginRounds()
+    }
+
+    /// The next sample begins a new round; one of long ago would never end.
+    private mutating func beginRounds() {
+        roundMinimum = .max
+        roundSamples = 0
     }
 
     /// Sets the window: PRR during recovery, one segment after a time-out, the threshold at the end.
@@ -126,6 +133,7 @@ struct Cubic {
         let halvings = min(idle.nanoseconds / timeout.nanoseconds, 30)
         window = max(window >> Int(halvings), initial)
         epoch = nil
+        beginRounds()
     }
 
     private static func cubeRoot(_ value: Double) -> Double {

@@ -32,6 +32,16 @@ struct RoundTrip {
         smoothed = (smoothed * 7 + value) / 8
     }
 
+    /// No path takes longer; what does was a pause of the machine, and must not slow the timer for minutes.
+    private static let longestAdapted: UInt64 = 3_000_000_000
+
+    /// RFC 4015 §3.3: the timer ran out too early, and this is how long it takes now.
+    mutating func adapt(_ interval: Interval) {
+        guard interval.nanoseconds <= Self.longestAdapted else { return }
+        smoothed = max(smoothed, interval.nanoseconds)
+        variation = max(variation, interval.nanoseconds / 2)
+    }
+
     /// RFC 6298 §5.5, bounded so that the shift cannot overflow.
     mutating func backOff() { backoff = min(backoff + 1, 20) }
     mutating func clearBackOff() { backoff = 0 }
