@@ -9,6 +9,8 @@ enum PingExplanation {
     private static let reachLimit = Interval.seconds(15)
     /// How long a direct path is waited for. Probes and small pings of both sides are through within two seconds.
     private static let settle: UInt64 = 4_000_000_000
+    /// How long the tunnel may take to answer over a direct path: one that is dead for data is left within 3 s.
+    private static let proof = Interval.seconds(4)
 
     /// Exit status: 0 direct, 3 relayed, 1 unreachable.
     static func run(_ invocation: Invocation, _ link: AgentLink, _ name: String) async throws -> Int32 {
@@ -92,7 +94,11 @@ enum PingExplanation {
             }
             defer { patience.cancel() }
             do {
-                if case .direct = try await ping.value.path { return }
+                if case .direct = try await ping.value.path {
+                    // Discovery may pass where the tunnel's packets do not: only they prove the path.
+                    try await link.node.reachable(link.address, within: proof)
+                    return
+                }
             } catch is NodeError {
                 // Unanswered pings are part of the explanation.
             }
