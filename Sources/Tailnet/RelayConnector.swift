@@ -20,9 +20,6 @@ public final class RelayConnector: RelayDialer {
 
     /// Then the upgrade is tried again at the next connection. 30 minutes.
     private static let memory: UInt64 = 1_800_000_000_000
-    /// For a node, when others of its region could be tried. Upstream's too.
-    private static let patience = Duration.milliseconds(1_500)
-
     /// Uses this client, and with it its proxies and extra headers.
     public init(client: HTTPClient, forcesWebSockets: Bool = false) {
         self.client = client
@@ -36,12 +33,21 @@ public final class RelayConnector: RelayDialer {
         state.withLock { state in for region in state.reasons.keys { state.reasons[region]?.since = 0 } }
     }
 
+    /// The relays of a region in their order, and how long each may take: only the last one gets the whole time, as
+    /// with the others there is somebody else to ask. 1.5 s is upstream's too.
+    package static func attempts(
+        _ region: DERPMap.Region, lastFor whole: Duration
+    ) -> [(node: DERPMap.Node, patience: Duration)] {
+        let nodes = region.nodes.filter { !$0.isSTUNOnly }
+        return nodes.enumerated().map { place, node in
+            (node, place + 1 < nodes.count ? min(.milliseconds(1_500), whole) : whole)
+        }
+    }
+
     public func connect(region: DERPMap.Region) async throws -> OwnedDescriptor {
         var failure: (any Error)?
-        let nodes = region.nodes.filter { !$0.isSTUNOnly }
-        for (place, node) in nodes.enumerated() {
-            let timeout = place + 1 < nodes.count ? Self.patience : .seconds(10)
-            do { return try await connect(node, of: region.id, timeout) } catch { failure = error }
+        for (node, patience) in Self.attempts(region, lastFor: .seconds(10)) {
+            do { return try await connect(node, of: region.id, patience) } catch { failure = error }
             try Task.checkCancellation()
         }
         throw failure ?? RelayError.noRelay(region: region.id)
@@ -79,10 +85,8 @@ public final class RelayConnector: RelayDialer {
 
     public func measureLatency(region: DERPMap.Region) async throws -> RelayLatency {
         var failure: (any Error)?
-        let nodes = region.nodes.filter { !$0.isSTUNOnly }
-        for (place, node) in nodes.enumerated() {
-            let timeout = place + 1 < nodes.count ? Self.patience : .seconds(5)
-            do { return try await measureLatency(node, timeout) } catch { failure = error }
+        for (node, patience) in Self.attempts(region, lastFor: .seconds(5)) {
+            do { return try await measureLatency(node, patience) } catch { failure = error }
             try Task.checkCancellation()
         }
         throw failure ?? RelayError.noRelay(region: region.id)

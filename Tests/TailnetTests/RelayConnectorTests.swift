@@ -87,9 +87,8 @@ import Testing
         let port = try StreamSocket.localAddress(silent.number).port
         let gate = try Gate([Self.upgraded])
         let client = HTTPClient()
-        let began = ContinuousClock.now
         try await RelayConnector(client: client).connect(region: region(port, gate.port)).close()
-        #expect(ContinuousClock.now - began < .seconds(8), "a lone node gets ten seconds")
+        #expect(gate.asked == ["derp"])
         await client.shutDown()
         silent.close()
     }
