@@ -26,12 +26,6 @@ struct state { uint32_t key[8], nonce[3]; };
 
 static const uint32_t constants[4] = {0x61707865, 0x3320646e, 0x79622d32, 0x6b206574};
 
-#define QUARTER(a, b, c, d) do { \
-    a = _mm512_add_epi32(a, b); d = _mm512_rol_epi32(_mm512_xor_si512(d, a), 16); \
-    c = _mm512_add_epi32(c, d); b = _mm512_rol_epi32(_mm512_xor_si512(b, c), 12); \
-    a = _mm512_add_epi32(a, b); d = _mm512_rol_epi32(_mm512_xor_si512(d, a), 8); \
-    c = _mm512_add_epi32(c, d); b = _mm512_rol_epi32(_mm512_xor_si512(b, c), 7); } while (0)
-
 // All ones for the bytes of a 64-byte block that exist when `left` remain.
 INLINE __mmask64 byte_mask(size_t left) { return left >= 64 ? ~0ull : (1ull << left) - 1; }
 
@@ -44,25 +38,44 @@ INLINE void xor_block(__m512i stream, const uint8_t *input, uint8_t *output, siz
     }
 }
 
-// Sixteen blocks from `counter`, word i of all blocks in register i. If `first` is not null, block 0 goes there
-// instead of being used. Bytes beyond `length` are not touched.
-INLINE void sixteen_blocks(const struct state *s, uint32_t counter, uint8_t *first, const uint8_t *input,
-                           uint8_t *output, size_t length) {
-    __m512i v[16], begin[16];
+// What sixteen blocks begin with, column by column: word i of all blocks in register i.
+INLINE void columns_of(const struct state *s, uint32_t counter, __m512i begin[16]) {
     for (int i = 0; i < 4; i++) begin[i] = _mm512_set1_epi32((int)constants[i]);
     for (int i = 0; i < 8; i++) begin[4 + i] = _mm512_set1_epi32((int)s->key[i]);
     begin[12] = _mm512_add_epi32(_mm512_set1_epi32((int)counter),
-        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+                                 _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
     for (int i = 0; i < 3; i++) begin[13 + i] = _mm512_set1_epi32((int)s->nonce[i]);
-    for (int i = 0; i < 16; i++) v[i] = begin[i];
-    for (int round = 0; round < 10; round++) {
-        QUARTER(v[0], v[4], v[8], v[12]); QUARTER(v[1], v[5], v[9], v[13]);
-        QUARTER(v[2], v[6], v[10], v[14]); QUARTER(v[3], v[7], v[11], v[15]);
-        QUARTER(v[0], v[5], v[10], v[15]); QUARTER(v[1], v[6], v[11], v[12]);
-        QUARTER(v[2], v[7], v[8], v[13]); QUARTER(v[3], v[4], v[9], v[14]);
-    }
-    for (int i = 0; i < 16; i++) v[i] = _mm512_add_epi32(v[i], begin[i]);
-    // Transpose: 32-bit and 64-bit units within 128-bit lanes, then the lanes.
+}
+
+// What four blocks begin with, row by row: row i of all blocks in register i.
+INLINE void rows_of(const struct state *s, uint32_t counter, __m512i begin[4]) {
+    begin[0] = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)constants));
+    begin[1] = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)s->key));
+    begin[2] = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)(s->key + 4)));
+    begin[3] = _mm512_add_epi32(
+        _mm512_broadcast_i32x4(_mm_setr_epi32((int)counter, (int)s->nonce[0], (int)s->nonce[1], (int)s->nonce[2])),
+        _mm512_setr_epi32(0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0));
+}
+
+#define STEP(a, b, d, bits) do { \
+    a = _mm512_add_epi32(a, b); d = _mm512_rol_epi32(_mm512_xor_si512(d, a), bits); } while (0)
+#define QUARTER(a, b, c, d) do { \
+    STEP(a, b, d, 16); STEP(c, d, b, 12); STEP(a, b, d, 8); STEP(c, d, b, 7); } while (0)
+
+// One round of all that there is: columns v, and r[0], r[1] of the rows.
+#define ROUND(b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3) do { \
+    if (columns) { QUARTER(v[0], v[b0], v[c0], v[d0]); QUARTER(v[1], v[b1], v[c1], v[d1]); } \
+    if (rows > 0) QUARTER(r[0][0], r[0][1], r[0][2], r[0][3]); \
+    if (columns) { QUARTER(v[2], v[b2], v[c2], v[d2]); QUARTER(v[3], v[b3], v[c3], v[d3]); } \
+    if (rows > 1) QUARTER(r[1][0], r[1][1], r[1][2], r[1][3]); } while (0)
+
+// Rows to diagonals and back.
+#define TURN(first, last) do { for (int i = 0; i < rows; i++) { \
+    r[i][1] = _mm512_shuffle_epi32(r[i][1], first); r[i][2] = _mm512_shuffle_epi32(r[i][2], 0x4e); \
+    r[i][3] = _mm512_shuffle_epi32(r[i][3], last); } } while (0)
+
+// Words of sixteen blocks to blocks: 32-bit and 64-bit units within 128-bit lanes, then the lanes.
+INLINE void transpose(const __m512i v[16], __m512i block[16]) {
     __m512i t[16];
     for (int i = 0; i < 16; i += 4) {
         __m512i a = _mm512_unpacklo_epi32(v[i], v[i + 1]), b = _mm512_unpackhi_epi32(v[i], v[i + 1]);
@@ -73,7 +86,6 @@ INLINE void sixteen_blocks(const struct state *s, uint32_t counter, uint8_t *fir
         t[i + 3] = _mm512_unpackhi_epi64(b, d);
     }
     // t[4 g + j], lane l: words 4 g ... 4 g + 3 of block 4 l + j.
-    __m512i block[16];
     for (int j = 0; j < 4; j++) {
         __m512i a = _mm512_shuffle_i32x4(t[j], t[4 + j], 0x44), b = _mm512_shuffle_i32x4(t[8 + j], t[12 + j], 0x44);
         __m512i c = _mm512_shuffle_i32x4(t[j], t[4 + j], 0xee), d = _mm512_shuffle_i32x4(t[8 + j], t[12 + j], 0xee);
@@ -82,76 +94,88 @@ INLINE void sixteen_blocks(const struct state *s, uint32_t counter, uint8_t *fir
         block[8 + j] = _mm512_shuffle_i32x4(c, d, 0x88);
         block[12 + j] = _mm512_shuffle_i32x4(c, d, 0xdd);
     }
-    int start = 0;
-    if (first) {
-        _mm512_storeu_si512(first, block[0]);
-        start = 1;
-    }
-    if (length >= (size_t)(16 - start) * 64) {
-        for (int i = start; i < 16; i++, input += 64, output += 64)
-            _mm512_storeu_si512(output, _mm512_xor_si512(block[i], _mm512_loadu_si512(input)));
-        return;
-    }
-    for (int i = start; i < 16; i++) {
-        size_t done = (size_t)(i - start) * 64;
-        if (length > done) xor_block(block[i], input + done, output + done, length - done);
-    }
 }
 
-#define ROWS(a, b, c, d) do { \
-    QUARTER(a, b, c, d); \
-    b = _mm512_shuffle_epi32(b, 0x39); c = _mm512_shuffle_epi32(c, 0x4e); d = _mm512_shuffle_epi32(d, 0x93); \
-    QUARTER(a, b, c, d); \
-    b = _mm512_shuffle_epi32(b, 0x93); c = _mm512_shuffle_epi32(c, 0x4e); d = _mm512_shuffle_epi32(d, 0x39); } while (0)
+// Uses `count` blocks. If `first` is not null, block 0 goes there. Bytes beyond `length` are not touched.
+INLINE void emit(const __m512i *block, int count, uint8_t *first, const uint8_t *input, uint8_t *output,
+                 size_t length) {
+    size_t skipped = first ? 64 : 0;
+    if (first) _mm512_storeu_si512(first, block[0]);
+    else xor_block(block[0], input, output, length);
+    // Where block 0 would lie: all others are at constant places from there.
+    uintptr_t from = (uintptr_t)input - skipped, to = (uintptr_t)output - skipped;
+    length += skipped;
+    if (length >= (size_t)count * 64) {
+        for (int i = 1; i < count; i++)
+            _mm512_storeu_si512((void *)(to + 64 * i),
+                                _mm512_xor_si512(block[i], _mm512_loadu_si512((const void *)(from + 64 * i))));
+        return;
+    }
+    _Alignas(64) uint8_t kept[16 * 64];
+    for (int i = 1; i < count; i++) _mm512_store_si512(kept + 64 * i, block[i]);
+    for (size_t done = 64; done < length; done += 64)
+        xor_block(_mm512_load_si512(kept + done), (const uint8_t *)(from + done), (uint8_t *)(to + done),
+                  length - done);
+}
 
-// Up to eight blocks from `counter`, row by row, four blocks per register: less work for short packets and ends.
-INLINE void eight_blocks(const struct state *s, uint32_t counter, uint8_t *first, const uint8_t *input,
-                         uint8_t *output, size_t length) {
-    __m512i a0 = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)constants));
-    __m512i b0 = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)s->key));
-    __m512i c0 = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)(s->key + 4)));
-    __m512i d0 = _mm512_broadcast_i32x4(
-        _mm_setr_epi32((int)counter, (int)s->nonce[0], (int)s->nonce[1], (int)s->nonce[2]));
-    d0 = _mm512_add_epi32(d0, _mm512_setr_epi32(0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0));
-    __m512i d1 = _mm512_add_epi32(d0, _mm512_setr_epi32(4, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0));
-    __m512i a = a0, b = b0, c = c0, d = d0, e = a0, f = b0, g = c0, h = d1;
-    int both = length + (first ? 64 : 0) > 256;
-    if (both) {
-        for (int round = 0; round < 10; round++) { ROWS(a, b, c, d); ROWS(e, f, g, h); }
-    } else {
-        for (int round = 0; round < 10; round++) ROWS(a, b, c, d);
+// `columns` times sixteen blocks (none or one) and `rows` times four from `counter`. Both at the same time cost little
+// more than either, which would mostly wait for its own results.
+INLINE void some_blocks(const struct state *s, uint32_t counter, int columns, int rows, uint8_t *first,
+                        const uint8_t *input, uint8_t *output, size_t length) {
+    __m512i v[16], r[2][4];
+    uint32_t behind = counter + (uint32_t)columns * 16;
+    if (columns) columns_of(s, counter, v);
+    for (int i = 0; i < rows; i++) rows_of(s, behind + (uint32_t)i * 4, r[i]);
+    for (int round = 0; round < 10; round++) {
+        ROUND(4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        TURN(0x39, 0x93);
+        ROUND(5, 6, 7, 4, 10, 11, 8, 9, 15, 12, 13, 14);
+        TURN(0x93, 0x39);
     }
-    for (int half = 0; half < 1 + both; half++) {
-        __m512i w = _mm512_add_epi32(half ? e : a, a0), x = _mm512_add_epi32(half ? f : b, b0);
-        __m512i y = _mm512_add_epi32(half ? g : c, c0), z = _mm512_add_epi32(half ? h : d, half ? d1 : d0);
-        __m512i p = _mm512_shuffle_i32x4(w, x, 0x44), q = _mm512_shuffle_i32x4(y, z, 0x44);
-        __m512i r = _mm512_shuffle_i32x4(w, x, 0xee), t = _mm512_shuffle_i32x4(y, z, 0xee);
-        __m512i block[4] = {_mm512_shuffle_i32x4(p, q, 0x88), _mm512_shuffle_i32x4(p, q, 0xdd),
-                            _mm512_shuffle_i32x4(r, t, 0x88), _mm512_shuffle_i32x4(r, t, 0xdd)};
-        for (int i = 0; i < 4; i++) {
-            if (first && !half && i == 0) { _mm512_storeu_si512(first, block[0]); continue; }
-            size_t done = (size_t)(half * 4 + i - (first != 0)) * 64;
-            if (length > done) xor_block(block[i], input + done, output + done, length - done);
-        }
+    if (columns) {
+        __m512i begin[16], block[16];
+        columns_of(s, counter, begin);
+        for (int i = 0; i < 16; i++) v[i] = _mm512_add_epi32(v[i], begin[i]);
+        transpose(v, block);
+        emit(block, 16, first, input, output, length);
+        size_t done = first ? 15 * 64 : 16 * 64;
+        if (length <= done) return;
+        input += done;
+        output += done;
+        length -= done;
+        first = 0;
     }
+    __m512i block[8];
+    for (int i = 0; i < rows; i++) {
+        __m512i begin[4];
+        rows_of(s, behind + (uint32_t)i * 4, begin);
+        for (int j = 0; j < 4; j++) r[i][j] = _mm512_add_epi32(r[i][j], begin[j]);
+        __m512i a = _mm512_shuffle_i32x4(r[i][0], r[i][1], 0x44), b = _mm512_shuffle_i32x4(r[i][2], r[i][3], 0x44);
+        __m512i c = _mm512_shuffle_i32x4(r[i][0], r[i][1], 0xee), d = _mm512_shuffle_i32x4(r[i][2], r[i][3], 0xee);
+        block[4 * i] = _mm512_shuffle_i32x4(a, b, 0x88);
+        block[4 * i + 1] = _mm512_shuffle_i32x4(a, b, 0xdd);
+        block[4 * i + 2] = _mm512_shuffle_i32x4(c, d, 0x88);
+        block[4 * i + 3] = _mm512_shuffle_i32x4(c, d, 0xdd);
+    }
+    emit(block, 4 * rows, first, input, output, length);
 }
 
 INLINE void stream(const struct state *s, uint32_t counter, uint8_t *first, const uint8_t *input, uint8_t *output,
                    size_t length) {
-    do {
-        size_t blocks = first ? 15 : 16;
-        if (length <= (blocks - 8) * 64) {
-            eight_blocks(s, counter, first, input, output, length);
-            return;
-        }
-        sixteen_blocks(s, counter, first, input, output, length);
-        if (length <= blocks * 64) return;
-        input += blocks * 64;
-        output += blocks * 64;
-        length -= blocks * 64;
-        counter += 16;
+    for (;;) {
+        size_t blocks = (length + 63) / 64 + (first != 0);
+        if (blocks <= 4) return some_blocks(s, counter, 0, 1, first, input, output, length);
+        if (blocks <= 8) return some_blocks(s, counter, 0, 2, first, input, output, length);
+        if (blocks <= 16) return some_blocks(s, counter, 1, 0, first, input, output, length);
+        some_blocks(s, counter, 1, 2, first, input, output, length);
+        if (blocks <= 24) return;
+        size_t done = first ? 23 * 64 : 24 * 64;
+        input += done;
+        output += done;
+        length -= done;
+        counter += 24;
         first = 0;
-    } while (1);
+    }
 }
 
 // MARK: Poly1305, RFC 8439 section 2.5, in limbs of 44, 44 and 42 bits
@@ -161,7 +185,7 @@ struct limbs { __m512i l0, l1, l2; };
 #define MASK44 0xfffffffffffull
 #define MASK42 0x3ffffffffffull
 
-// a * b mod 2^130 - 5 in every lane; limbs of `a` below 2^47, of `b` below 2^45.
+// a * b mod 2^130 - 5 in every lane. Limbs of `a` are below 2^46, of `b` below 2^45, of the product below 2^44 + 2^15.
 INLINE struct limbs multiply(struct limbs a, struct limbs b, __m512i b1x20, __m512i b2x20) {
     const __m512i zero = _mm512_setzero_si512();
     __m512i lo0 = _mm512_madd52lo_epu64(zero, a.l0, b.l0), hi0 = _mm512_madd52hi_epu64(zero, a.l0, b.l0);
@@ -175,18 +199,15 @@ INLINE struct limbs multiply(struct limbs a, struct limbs b, __m512i b1x20, __m5
     lo2 = _mm512_madd52lo_epu64(lo2, a.l2, b.l0), hi2 = _mm512_madd52hi_epu64(hi2, a.l2, b.l0);
     // High halves weigh 2^52 of their limb: 2^8 of the next one; behind the last limb 2^10 of 2^130, which is 5.
     const __m512i mask44 = _mm512_set1_epi64(MASK44), mask42 = _mm512_set1_epi64(MASK42);
-    __m512i top = _mm512_slli_epi64(hi2, 10);
-    lo0 = _mm512_add_epi64(lo0, _mm512_add_epi64(top, _mm512_slli_epi64(top, 2)));
+    lo0 = _mm512_add_epi64(lo0, _mm512_add_epi64(_mm512_slli_epi64(hi2, 10), _mm512_slli_epi64(hi2, 12)));
     lo1 = _mm512_add_epi64(lo1, _mm512_slli_epi64(hi0, 8));
     lo2 = _mm512_add_epi64(lo2, _mm512_slli_epi64(hi1, 8));
-    lo1 = _mm512_add_epi64(lo1, _mm512_srli_epi64(lo0, 44));
-    lo2 = _mm512_add_epi64(lo2, _mm512_srli_epi64(lo1, 44));
+    // Each limb's carry at once: what is left above 44 bits is little enough for the next product.
     __m512i carry = _mm512_srli_epi64(lo2, 42);
     struct limbs result;
-    result.l0 = _mm512_add_epi64(_mm512_and_si512(lo0, mask44),
-                                 _mm512_add_epi64(carry, _mm512_slli_epi64(carry, 2)));
-    result.l1 = _mm512_and_si512(lo1, mask44);
-    result.l2 = _mm512_and_si512(lo2, mask42);
+    result.l0 = _mm512_add_epi64(_mm512_add_epi64(_mm512_and_si512(lo0, mask44), carry), _mm512_slli_epi64(carry, 2));
+    result.l1 = _mm512_add_epi64(_mm512_and_si512(lo1, mask44), _mm512_srli_epi64(lo0, 44));
+    result.l2 = _mm512_add_epi64(_mm512_and_si512(lo2, mask42), _mm512_srli_epi64(lo1, 44));
     return result;
 }
 
@@ -196,14 +217,6 @@ INLINE __m512i times20(__m512i value) {
 
 INLINE struct limbs product(struct limbs a, struct limbs b) {
     return multiply(a, b, times20(b.l1), times20(b.l2));
-}
-
-// Carries so that every limb is in its bounds but for a few units: good as a factor.
-INLINE struct limbs settled(struct limbs a) {
-    const __m512i mask44 = _mm512_set1_epi64(MASK44);
-    a.l1 = _mm512_add_epi64(a.l1, _mm512_srli_epi64(a.l0, 44));
-    a.l0 = _mm512_and_si512(a.l0, mask44);
-    return a;
 }
 
 INLINE struct limbs permuted(__m512i order, struct limbs a, struct limbs b) {
@@ -261,14 +274,14 @@ INLINE void authenticate(const uint8_t one_time_key[32], const uint8_t *text, si
     struct limbs r = {_mm512_set1_epi64((long long)(words[0] & MASK44)),
                       _mm512_set1_epi64((long long)((words[0] >> 44 | words[1] << 20) & MASK44)),
                       _mm512_set1_epi64((long long)(words[1] >> 24))};
-    struct limbs r2 = settled(product(r, r));
+    struct limbs r2 = product(r, r);
     // Even lanes r, odd lanes r^2, times r^2: r^3 and r^4.
-    struct limbs r34 = settled(product(permuted(_mm512_setr_epi64(0, 9, 0, 9, 0, 9, 0, 9), r, r2), r2));
+    struct limbs r34 = product(permuted(_mm512_setr_epi64(0, 9, 0, 9, 0, 9, 0, 9), r, r2), r2);
     // r^4 r^4 r^3 r^3 r^2 r^2 r r times r^4 in even and 1 in odd lanes, by choosing.
     struct limbs low = permuted(_mm512_setr_epi64(9, 9, 8, 8, 1, 1, 0, 0),
                                 permuted(_mm512_setr_epi64(0, 9, 0, 9, 0, 9, 0, 9), r, r2), r34);
     struct limbs r4 = permuted(_mm512_set1_epi64(1), r34, r34);
-    struct limbs high = settled(product(low, r4));
+    struct limbs high = product(low, r4);
     const __mmask8 even = 0x55;
     struct limbs powers = {_mm512_mask_blend_epi64(even, low.l0, high.l0),
                            _mm512_mask_blend_epi64(even, low.l1, high.l1),
@@ -288,7 +301,7 @@ INLINE void authenticate(const uint8_t one_time_key[32], const uint8_t *text, si
         // At least one block more than 128 bytes: the length block ends the last eight.
         if (left > 112 + 384) {
             // Two sums, each over every other eight blocks, so that one multiplication need not wait for the other.
-            struct limbs r16 = settled(product(r8, r8)), other = load_full(text);
+            struct limbs r16 = product(r8, r8), other = load_full(text);
             __m512i r16l1 = times20(r16.l1), r16l2 = times20(r16.l2);
             text += 128;
             left -= 128;
@@ -359,9 +372,9 @@ VECTOR void cchapoly_seal(const uint8_t key[32], uint64_t counter, const uint8_t
 }
 
 VECTOR int cchapoly_open(const uint8_t key[32], uint64_t counter, uint8_t *text, size_t length) {
-    static const uint8_t zeros[960];
+    static const uint8_t zeros[23 * 64];
     struct state s;
-    _Alignas(64) uint8_t first[64], kept[960];
+    _Alignas(64) uint8_t first[64], kept[sizeof zeros];
     uint8_t tag[16];
     prepare(&s, key, counter);
     // The tag comes before any byte is changed: what is made together with the tag's key is kept until then.
@@ -375,7 +388,7 @@ VECTOR int cchapoly_open(const uint8_t key[32], uint64_t counter, uint8_t *text,
     if (!is_right) goto end;
     for (size_t done = 0; done < early; done += 64)
         xor_block(_mm512_load_si512(kept + done), text + done, text + done, early - done);
-    if (length > early) stream(&s, 16, 0, text + early, text + early, length - early);
+    if (length > early) stream(&s, 24, 0, text + early, text + early, length - early);
 end:
     forget(&s, first);
     return is_right;

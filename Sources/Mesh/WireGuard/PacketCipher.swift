@@ -172,8 +172,8 @@ extension WireGuard.PacketCipher {
         let other = Self(backEnd == .sodium ? .boringSSL : .sodium)
         guard cipher.passesKnownAnswer() else { return false }
         for length in [
-            0, 1, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 255, 256, 319, 320, 448, 449, 511, 960, 961,
-            1280, 1420, 1984, 1985,
+            0, 1, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 192, 193, 255, 256, 319, 320, 448, 449, 511,
+            960, 961, 1280, 1420, 1472, 1473, 1984, 1985, 3008, 3009,
         ] {
             guard cipher.agrees(with: other, length: length) else { return false }
         }
