@@ -64,8 +64,8 @@ class Pair:
     def on(self, end, arguments):
         return ["ip", "netns", "exec", self.space(end)] + arguments
 
-    def device(self, end):
-        return f"wgb{end}"
+    def device(self, end, number=0):
+        return f"wg{'bc'[number]}{end}"
 
     def __enter__(self):
         self.demolish()
@@ -74,38 +74,45 @@ class Pair:
             run(["ip", "-n", self.space(end), "link", "set", "lo", "up"])
         run(["ip", "link", "add", "eth0", "netns", self.space("a"), "type", "veth", "peer", "name", "eth0", "netns",
              self.space("b")])
-        keys = {}
-        for number, end in enumerate(ENDS, 1):
-            run(["ip", "-n", self.space(end), "address", "add", f"10.9.0.{number}/24", "dev", "eth0"])
+        for place, end in enumerate(ENDS, 1):
+            run(["ip", "-n", self.space(end), "address", "add", f"10.9.0.{place}/24", "dev", "eth0"])
             run(["ip", "-n", self.space(end), "link", "set", "eth0", "up"])
-            private = run(["wg", "genkey"]).strip()
-            keys[end] = (private, run(["wg", "pubkey"], input=private.encode()).strip())
-        for number, end in enumerate(ENDS, 1):
-            self.start(end)
-            other = ENDS[2 - number]
-            path = f"{self.folder}/{end}.key"
-            pathlib.Path(path).write_text(keys[end][0])
-            os.chmod(path, 0o600)
-            run(self.on(end, ["wg", "set", self.device(end), "listen-port", "51820", "private-key", path, "peer",
-                              keys[other][1], "allowed-ips", f"10.10.0.{3 - number}/32", "endpoint",
-                              f"10.9.0.{3 - number}:51820"]))
-            run(["ip", "-n", self.space(end), "address", "add", f"10.10.0.{number}/24", "dev", self.device(end)])
-            run(["ip", "-n", self.space(end), "link", "set", self.device(end), "up", "mtu", "1420"])
-        self.keys = keys
-        wait_for("tunnel", 10, lambda: quiet(self.on("a", ["ping", "-c", "3", "-i", "0.2", "-W", "1", "10.10.0.2"])).returncode == 0)
+        self.keys = self.connect(0)
         return self
 
-    def start(self, end):
-        socket = f"/var/run/wireguard/{self.device(end)}.sock"
+    def connect(self, number):
+        """Starts tunnel `number` (0 or 1) at both ends; its addresses are 10.10.0.0/24 or 10.11.0.0/24."""
+        keys = {}
+        for end in ENDS:
+            private = run(["wg", "genkey"]).strip()
+            keys[end] = (private, run(["wg", "pubkey"], input=private.encode()).strip())
+        for place, end in enumerate(ENDS, 1):
+            self.start(end, number)
+            device = self.device(end, number)
+            path = f"{self.folder}/{device}.key"
+            pathlib.Path(path).write_text(keys[end][0])
+            os.chmod(path, 0o600)
+            run(self.on(end, ["wg", "set", device, "listen-port", str(51820 + number), "private-key", path, "peer",
+                              keys[ENDS[2 - place]][1], "allowed-ips", f"10.{10 + number}.0.{3 - place}/32",
+                              "endpoint", f"10.9.0.{3 - place}:{51820 + number}"]))
+            run(["ip", "-n", self.space(end), "address", "add", f"10.{10 + number}.0.{place}/24", "dev", device])
+            run(["ip", "-n", self.space(end), "link", "set", device, "up", "mtu", "1420"])
+        ping = self.on("a", ["ping", "-c", "3", "-i", "0.2", "-W", "1", f"10.{10 + number}.0.2"])
+        wait_for("tunnel", 10, lambda: quiet(ping).returncode == 0)
+        return keys
+
+    def start(self, end, number=0):
+        device = self.device(end, number)
+        socket = f"/var/run/wireguard/{device}.sock"
         if os.path.exists(socket):
             os.unlink(socket)
-        log = open(f"{self.folder}/{self.device(end)}.log", "wb")
+        log = open(f"{self.folder}/{device}.log", "wb")
         program = PROGRAMS[self.kinds[ENDS.index(end)]]
         # `ip netns exec` replaces itself, so the process is the tunnel's.
-        process = subprocess.Popen(self.on(end, program + [self.device(end)]), stdin=subprocess.DEVNULL, stdout=log,
+        process = subprocess.Popen(self.on(end, program + [device]), stdin=subprocess.DEVNULL, stdout=log,
                                    stderr=log, env={**os.environ, "WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "error"})
         self.processes.append(process)
-        wait_for(f"socket of {self.device(end)}", 10, lambda: os.path.exists(socket))
+        wait_for(f"socket of {device}", 10, lambda: os.path.exists(socket))
 
     def __exit__(self, *_):
         for process in self.servers + self.processes:
@@ -142,6 +149,25 @@ class Pair:
             "retransmissions": end["sum_sent"].get("retransmits", 0),
             "RSS MB": max(rss_megabytes(p.pid) for p in self.processes),
         }
+
+    def side_by_side(self, seconds):
+        """Two streams, each through a tunnel of its own: what engines that share the peers could reach."""
+        if len(self.processes) == len(ENDS):
+            self.connect(1)
+        servers = [subprocess.Popen(self.on("b", ["iperf3", "-s", "-1", "-p", str(5301 + number)]),
+                                    stdout=subprocess.DEVNULL) for number in (0, 1)]
+        listening = lambda: quiet(self.on("b", ["ss", "-ltn"])).stdout
+        wait_for("iperf3", 5, lambda: all(f":{5301 + number}" in listening() for number in (0, 1)))
+        before = [cpu_seconds(p.pid) for p in self.processes]
+        clients = [subprocess.Popen(self.on("a", ["iperf3", "-J", "-t", str(seconds), "-c", f"10.{10 + number}.0.2",
+                                                  "-p", str(5301 + number)]), stdout=subprocess.PIPE)
+                   for number in (0, 1)]
+        ends = [json.loads(client.communicate(timeout=120)[0])["end"]["sum_received"] for client in clients]
+        cpu = sum(cpu_seconds(p.pid) - b for p, b in zip(self.processes, before))
+        for server in servers:
+            server.wait(10)
+        return {"Gbit/s": sum(end["bits_per_second"] for end in ends) / 1e9,
+                "tunnel CPU s/GB": cpu / sum(end["bytes"] for end in ends) * 1e9}
 
     def udp(self, seconds, size):
         end, cpu = self.iperf("-u", "-b", "0", "-l", str(size), "-t", str(seconds))
@@ -288,7 +314,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--peers", type=int, default=1000)
     parser.add_argument("--only", default="", help="parts of tcp1,tcp4,udp64,udp1392,ping,load,mixed,memory,"
-                        "handshakes,flood,aead")
+                        "handshakes,flood,aead; only when named: tcp2,beside")
     parser.add_argument("--json")
     options = parser.parse_args()
     if os.geteuid() != 0:
@@ -297,7 +323,7 @@ def main():
         if not shutil.which(program):
             sys.exit(f"{program} is not installed")
     parts = [part for part in options.only.split(",") if part]
-    wanted = lambda part: not parts or part in parts
+    wanted = lambda part: part in parts or not parts and part not in ("tcp2", "beside")
     measures = {
         "tcp1": ("TCP, 1 stream", lambda pair: pair.tcp(options.seconds, 1)),
         "tcp4": ("TCP, 4 streams", lambda pair: pair.tcp(options.seconds, 4)),
@@ -305,6 +331,9 @@ def main():
         "udp1392": ("UDP, 1392 bytes", lambda pair: pair.udp(options.seconds, 1392)),
         "ping": ("ping, idle", lambda pair: pair.ping(200)),
         "load": ("ping beside 1 TCP stream", lambda pair: pair.ping_under_load(min(options.seconds, 4))),
+        "tcp2": ("TCP, 2 streams", lambda pair: pair.tcp(options.seconds, 2)),
+        # Last, as the second tunnel stays.
+        "beside": ("TCP, 2 tunnels beside each other", lambda pair: pair.side_by_side(options.seconds)),
     }
     rows = {}
 

@@ -82,6 +82,8 @@ package struct TunnelLoop: ~Copyable {
     private var turnPolicy = TurnPolicy()
     /// Slice of the processor that is asked for (EEVDF).
     private static let turnNanoseconds: UInt64 = 100_000
+    /// How long to look for more bulk before sleeping.
+    private static let lookNanoseconds: UInt64 = 5_000
 
     init(name: String, options: WireGuardTunnel.Options, mailbox: TunnelMailbox) throws(SystemError) {
         let epoll = try Epoll()
@@ -165,11 +167,24 @@ package struct TunnelLoop: ~Copyable {
         mailbox.close()
     }
 
+    /// Waits for events or the next deadline. While bulk is carried, the programs at its ends run before the thread
+    /// sleeps, if they want to: what they do in that time needs nobody to be woken for it.
     private func wait() -> Int {
+        if turnPolicy.isBulk {
+            let end = Clock.monotonicNanoseconds() + Self.lookNanoseconds
+            repeat {
+                let count = poll(nanoseconds: 0)
+                if count > 0 { return count }
+                DedicatedThread.yield()
+            } while Clock.monotonicNanoseconds() < end
+        }
         let deadline = device.nextDeadline
-        let timeout = deadline == .never ? nil : deadline.since(now).nanoseconds
+        return poll(nanoseconds: deadline == .never ? nil : deadline.since(now).nanoseconds)
+    }
+
+    private func poll(nanoseconds: UInt64?) -> Int {
         do {
-            return try epoll.wait(timeoutNanoseconds: timeout, into: events)
+            return try epoll.wait(timeoutNanoseconds: nanoseconds, into: events)
         } catch {
             preconditionFailure("epoll of the tunnel: \(error)")  // only a closed descriptor can cause this
         }

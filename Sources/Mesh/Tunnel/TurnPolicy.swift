@@ -17,7 +17,8 @@ struct TurnPolicy {
     private var turns: UInt64 = 0
     private var lastPackets: UInt64 = 0
     private var lastCalls: UInt64 = 0
-    private var isBulk = false
+    /// Whether super-packets are what is carried at the moment.
+    private(set) var isBulk = false
 
     /// To be called once a turn with the packets moved so far and the calls of the device that moved them. The
     /// niceness to ask for, when it changes.
