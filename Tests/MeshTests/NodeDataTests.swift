@@ -31,7 +31,7 @@ import Testing
         await pair.close()
     }
 
-    /// From the relay to the direct path and back, ten times each, under streams that run both ways as fast as they can.
+    /// From the relay to the direct path and back, ten times each, under streams both ways as fast as they can.
     @Test func tenChangesOfThePathEachWayLoseNothing() async throws {
         let pair = try await NodePair()
         let stream = try await pair.stream(port: 5_001)
