@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """What a user feels: the start of `coder ssh`; 1 GiB each way through `coder port-forward`, direct, relayed, and while
-the path is switched ten times, next to the same bytes over Debian's wireguard-go and over the bare link, in one run; 24
-sessions at once. Every transfer is compared by SHA-256. Needs root.
+the path is switched ten times to the relay and ten times back, next to the same bytes over Debian's wireguard-go and over
+the bare link, in one run; 24 sessions at once. Every transfer is compared by SHA-256. Needs root.
 
-    benchmarks/session.py [--bytes N] [--rounds N] [--json FILE]
+    benchmarks/session.py [--bytes N] [--rounds N] [--switches-only] [--json FILE]
 """
 
 import argparse
@@ -63,17 +63,24 @@ with open(sys.argv[3], 'wb') as file:
         total += count
 print(total, time.monotonic() - begin)
 """
-# There too: sends a file and prints what the other side computed.
+# There too: sends a file (at most `rate` bytes a second, 0 for all it can) and prints what the other side computed.
 GIVE = """
 import socket, sys, time
+rate = int(sys.argv[4])
 begin = time.monotonic()
 peer = socket.create_connection((sys.argv[1], int(sys.argv[2])))
-with open(sys.argv[3], 'rb') as file: peer.sendfile(file)
+with open(sys.argv[3], 'rb') as file:
+    if not rate: peer.sendfile(file)
+    while rate and (piece := file.read(rate // 20)):
+        peer.sendall(piece)
+        time.sleep(0.05)
 peer.shutdown(socket.SHUT_WR)
 print(peer.makefile().read(), time.monotonic() - begin)
 """
 PORTS = {"source": 9000, "slow source": 9001, "drain": 9002}
 SESSIONS = 24
+SWITCHES = 20
+SWITCHING_SECONDS = 60
 
 
 def digest(path):
@@ -89,6 +96,8 @@ class Bench:
             for _ in range(size >> 20):
                 file.write(os.urandom(1 << 20))
         self.sum = digest(self.payload)
+        # Bytes a second, with which a transfer outlasts the switches of its path.
+        self.slow = size // SWITCHING_SECONDS
         self.env = {"CODER_CONFIG_DIR": f"{folder}/user", "HOME": folder, "NO_COLOR": "1"}
 
     def coder(self, *arguments):
@@ -110,7 +119,7 @@ class Bench:
             "agent", [CODER, "agent"], f"{self.folder}/agent.log",
             {"CODER_AGENT_URL": url, "CODER_AGENT_TOKEN": token, "HOME": self.folder,
              "CODER_AGENT_LOG_DIR": self.folder})
-        slow = str(self.size // 60)
+        slow = str(self.slow)
         for name, script, arguments in (
                 ("source", SOURCE, [self.payload, "0.0.0.0", "9000", "0"]),
                 ("slow source", SOURCE, [self.payload, "0.0.0.0", "9001", slow]), ("drain", DRAIN, ["0.0.0.0", "9002"])):
@@ -151,37 +160,58 @@ class Bench:
         os.unlink(target)
         return {"MB/s": self.size / 1e6 / float(seconds), "CPU s/GB": cpu / (self.size / 1e9)}
 
-    def give(self, host, port, processes):
+    def give(self, host, port, processes, rate=0):
         """The other way."""
         before = {pid: cpu_seconds(pid) for pid in processes}
-        printed = run(self.lab.on("client", ["python3", "-c", GIVE, host, str(port), self.payload]), timeout=600)
+        printed = run(
+            self.lab.on("client", ["python3", "-c", GIVE, host, str(port), self.payload, str(rate)]), timeout=600)
         total, seconds = printed.split()
         cpu = sum(cpu_seconds(pid) - before[pid] for pid in processes)
         if total != self.sum:
             raise SystemExit(f"{host}:{port}: other bytes arrived: {total}")
         return {"MB/s": self.size / 1e6 / float(seconds), "CPU s/GB": cpu / (self.size / 1e9)}
 
+    def forward(self):
+        """Starts `coder port-forward`: the ports of the agent's host, with a 1 in front, on the client's."""
+        forward = self.lab.start(
+            "client", [CODER, "port-forward", "dev", *(f"--tcp=1{port}:{port}" for port in PORTS.values())],
+            f"{self.folder}/forward.log", self.env)
+        wait_for("forward", 20, lambda: subprocess.run(
+            self.lab.on("client", ["ss", "-ltn"]), capture_output=True, text=True).stdout.find(":19002") > 0)
+        return forward
+
     def relay_bytes(self):
         return int(run(self.lab.on("server", ["cat", "/sys/class/net/eth0/statistics/rx_bytes"])))
 
     def switched(self):
-        """A transfer of a minute, while UDP between the two hosts is blocked and allowed every five seconds."""
-        result = {}
-        transfer = threading.Thread(target=lambda: result.update(self.fetch("127.0.0.1", 19001, [])))
-        transfer.start()
-        switches, was_relayed = 0, False
-        for turn in range(11):
-            time.sleep(3.5)
-            before = self.relay_bytes()
-            time.sleep(1.5)
-            is_relayed = self.relay_bytes() - before > self.size // 60
-            switches += is_relayed != was_relayed
-            was_relayed = is_relayed
-            self.lab.set_udp_blocked("agent", "client", turn % 2 == 0 and turn < 10)
-        transfer.join()
-        if not result:
-            raise SystemExit("the transfer over changing paths failed")
-        return {"switches seen": switches, "MB/s": result["MB/s"]}
+        """A transfer each way, while UDP between the two hosts is blocked and allowed in turn, each time until the
+        bytes are seen to go the other way; the longest time that took in each sense."""
+        results = {}
+        transfers = [
+            threading.Thread(target=lambda: results.update(down=self.fetch("127.0.0.1", 19001, []))),
+            threading.Thread(target=lambda: results.update(up=self.give("127.0.0.1", 19002, [], self.slow)))]
+        for transfer in transfers:
+            transfer.start()
+        time.sleep(2)
+        waits = {True: [], False: []}
+        for turn in range(SWITCHES):
+            to_relay = turn % 2 == 0
+            self.lab.set_udp_blocked("agent", "client", to_relay)
+            begin = time.monotonic()
+            while time.monotonic() - begin < 15:
+                before = self.relay_bytes()
+                time.sleep(0.5)
+                if (self.relay_bytes() - before > self.slow / 2) == to_relay:
+                    waits[to_relay].append(time.monotonic() - begin)
+                    time.sleep(1.5)
+                    break
+        lasted = [transfer.is_alive() for transfer in transfers]
+        for transfer in transfers:
+            transfer.join()
+        if len(results) < 2 or not all(lasted):
+            raise SystemExit(f"transfers over changing paths: {results}, outlasted the switches: {lasted}")
+        return {"to the relay": len(waits[True]), "seconds": max(waits[True]), "back": len(waits[False]),
+                "seconds back": max(waits[False]), **{f"MB/s {way}": row["MB/s"] for way, row in results.items()}}
 
     def sessions(self):
         """Sessions at once, 20 MiB each, and what the agent's memory is before, during and after."""
@@ -207,6 +237,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bytes", type=int, default=1 << 30)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--switches-only", action="store_true", help="only the transfers over changing paths")
     parser.add_argument("--json")
     options = parser.parse_args()
     if os.geteuid() != 0:
@@ -217,6 +248,11 @@ def main():
         os.chmod(folder, 0o755)
         bench = Bench(lab, folder, options.bytes >> 20 << 20)
         bench.deploy()
+        if options.switches_only:
+            bench.forward()
+            for key, value in bench.switched().items():
+                print(f"{key:20}{value:9.2f}")
+            return
         bench.wireguard_go()
 
         starts = []
@@ -226,12 +262,7 @@ def main():
             starts.append((time.monotonic() - begin) * 1e3)
         results["ssh start to exit, ms"] = {"median": statistics.median(starts[1:]), "max": max(starts[1:])}
 
-        forward = lab.start(
-            "client", [CODER, "port-forward", "dev", *(f"--tcp=1{port}:{port}" for port in PORTS.values())],
-            f"{folder}/forward.log", bench.env)
-        wait_for("forward", 20, lambda: subprocess.run(
-            lab.on("client", ["ss", "-ltn"]), capture_output=True, text=True).stdout.find(":19002") > 0)
-        ours = [forward.pid, bench.agent.pid]
+        ours = [bench.forward().pid, bench.agent.pid]
         tunnels = [p.pid for p in bench.tunnels]
         kinds = {
             "bare link": lambda: bench.fetch(lab.address("agent"), 9000, []),

@@ -270,8 +270,9 @@ void clinux_thread_join(uint64_t handle) { pthread_join((pthread_t)handle, NULL)
 
 void clinux_thread_detach(uint64_t handle) { pthread_detach((pthread_t)handle); }
 
-int clinux_resolve(const char *host, uint16_t port, struct clinux_address *out, int capacity) {
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_DGRAM}, *list;
+int clinux_resolve(const char *host, uint16_t port, int family, struct clinux_address *out, int capacity) {
+    struct addrinfo hints = {.ai_socktype = SOCK_DGRAM}, *list;
+    hints.ai_family = family == 4 ? AF_INET : family == 6 ? AF_INET6 : AF_UNSPEC;
     if (getaddrinfo(host, NULL, &hints, &list) != 0) return 0;
     int count = 0;
     for (struct addrinfo *entry = list; entry && count < capacity; entry = entry->ai_next) {

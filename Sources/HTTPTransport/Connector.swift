@@ -7,11 +7,16 @@ internal import Synchronization
 
 /// How to reach a server when its URL does not say it all: relays name addresses and certificates of their own.
 public struct ConnectOptions: Hashable, Sendable {
-    /// Addresses to use instead of looking the host up; tried in order.
+    /// Addresses that are known: a family of which there is one is not looked up.
     public var addresses: [String] = []
+    /// Whether IPv4 may be used at all.
+    public var usesV4 = true
+    /// Whether IPv6 may be used at all.
+    public var usesV6 = true
     /// Name to ask for and to check in TLS, instead of the URL's host.
     public var serverName: String?
-    /// For one TCP connection, if it is not to take as long as usual: there is another server to try.
+    /// For one TCP connection, all addresses together, if it is not to take as long as usual: there is another
+    /// server to try.
     public var connectTimeout: Duration?
     /// Accept any certificate. For tests.
     public var acceptsAnyCertificate = false
@@ -20,7 +25,8 @@ public struct ConnectOptions: Hashable, Sendable {
     public init() {}
 }
 
-/// Opens channels: name look-up with both families raced (RFC 8305, by NIO), the proxy's CONNECT, TLS.
+/// Opens channels: the host's addresses raced (RFC 8305, by NIO: IPv6 first, the next one after a quarter of a second
+/// or when all others failed, the first that connects wins), the proxy's CONNECT, TLS.
 /// The channel it delivers carries plain bytes of the application, whatever is below.
 final class Connector: Sendable {
     private let group: MultiThreadedEventLoopGroup
@@ -45,8 +51,7 @@ final class Connector: Sendable {
         let isForwarded = forwarding && url.scheme == .http
         let limit = options.connectTimeout ?? timeout
         let first =
-            proxy.map { open($0, addresses: [], within: limit) }
-            ?? open(url, addresses: options.addresses, within: limit)
+            proxy.map { open($0, ConnectOptions(), within: limit) } ?? open(url, options, within: limit)
         return first.flatMap { channel in
             guard let proxy, !isForwarded else { return channel.eventLoop.makeSucceededFuture(channel) }
             return ProxyConnect.run(on: channel, proxy: proxy, target: url)
@@ -57,30 +62,13 @@ final class Connector: Sendable {
     }
 
     private func open(
-        _ url: HTTPURL, addresses: [String], within limit: Duration
+        _ url: HTTPURL, _ options: ConnectOptions, within limit: Duration
     ) -> EventLoopFuture<any Channel> {
-        let bootstrap = ClientBootstrap(group: group).connectTimeout(TimeAmount(limit))
-        if let address = addresses.first {
-            let rest = Array(addresses.dropFirst())
-            return connect(bootstrap, address, url.port).flatMapError { error in
-                rest.isEmpty
-                    ? self.group.next().makeFailedFuture(error)
-                    : self.open(url, addresses: rest, within: limit)
-            }
-        }
-        return connect(bootstrap, url.host, url.port)
-    }
-
-    private func connect(
-        _ bootstrap: ClientBootstrap, _ host: String, _ port: Int
-    ) -> EventLoopFuture<any Channel> {
-        // An address needs no resolver thread.
-        if host.utf8.allSatisfy({ $0 == 46 || (48...57).contains($0) }) || host.contains(":"),
-            let address = try? SocketAddress(ipAddress: host, port: port)
-        {
-            return bootstrap.connect(to: address)
-        }
-        return bootstrap.connect(host: host, port: port)
+        let addresses = HostAddresses(loop: group.next(), options: options)
+        // NIO's own resolver keeps the zone of a link-local address.
+        let hasZone = url.host.contains("%") && options.addresses.isEmpty
+        return ClientBootstrap(group: group).connectTimeout(TimeAmount(limit))
+            .resolver(hasZone ? nil : addresses).connect(host: url.host, port: url.port)
     }
 
     private func addTLS(

@@ -72,7 +72,8 @@ final class ExchangeHandler: ChannelInboundHandler {
         guard let exchange, let head = exchange.head else { return }
         let fields = head.headers.map { (name: $0.name, value: $0.value) }
         let response = HTTPResponse(
-            status: Int(head.status.code), headers: HeaderFields(fields), body: exchange.body)
+            status: Int(head.status.code), headers: HeaderFields(fields), body: exchange.body,
+            isOverV6: context.channel.remoteAddress?.protocol == .inet6)
         guard response.status != 101 else {
             return finish(.failure(error(.protocolViolation, "an upgrade that nobody asked for")), context)
         }

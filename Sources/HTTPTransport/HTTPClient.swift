@@ -161,7 +161,8 @@ public final class HTTPClient: Sendable {
     }
 
     private func key(_ url: HTTPURL, _ options: ConnectOptions) -> String {
-        "\(url.origin) \(options.serverName ?? "") \(options.addresses) \(options.acceptsAnyCertificate)"
+        "\(url.origin) \(options.serverName ?? "") \(options.addresses) \(options.usesV4) \(options.usesV6) "
+            + "\(options.acceptsAnyCertificate)"
     }
 
     private func takeIdle(_ url: HTTPURL, _ options: ConnectOptions) -> (any Channel)? {

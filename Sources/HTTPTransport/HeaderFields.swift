@@ -71,12 +71,17 @@ public struct HTTPResponse: Sendable {
     public let headers: HeaderFields
     /// Its body, no longer than the request's limit.
     public let body: [UInt8]
+    /// Whether it came over IPv6; from the proxy, where there is one.
+    public let isOverV6: Bool
 
     /// Puts an answer together.
-    public init(status: Int, headers: HeaderFields = HeaderFields(), body: [UInt8] = []) {
+    public init(
+        status: Int, headers: HeaderFields = HeaderFields(), body: [UInt8] = [], isOverV6: Bool = false
+    ) {
         self.status = status
         self.headers = headers
         self.body = body
+        self.isOverV6 = isOverV6
     }
 
     /// The body as text; bytes that are not UTF-8 become replacement characters.

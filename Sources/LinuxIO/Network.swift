@@ -119,10 +119,11 @@ public final class DedicatedThread: Sendable {
 /// Host names.
 public enum Resolver {
     /// The addresses of `host` (a name, or an address in text) with `port`, at most 16. Blocks for up to many
-    /// seconds: call on a thread of its own.
-    public static func lookUp(_ host: String, port: UInt16) -> [KernelAddress] {
+    /// seconds: call on a thread of its own. `v4`: of this family only, which does not wait for an answer about the
+    /// other.
+    public static func lookUp(_ host: String, port: UInt16, v4: Bool? = nil) -> [KernelAddress] {
         var list = [clinux_address](repeating: clinux_address(), count: 16)
-        let count = clinux_resolve(host, port, &list, 16)
+        let count = clinux_resolve(host, port, v4.map { $0 ? 4 : 6 } ?? 0, &list, 16)
         return list.prefix(max(0, Int(count))).map { KernelAddress($0) }
     }
 }

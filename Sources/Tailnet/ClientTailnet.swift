@@ -26,6 +26,8 @@ public final class ClientTailnet: Sendable {
         public var forcesWebSockets = false
         /// No direct paths: said by the server or the user.
         public var blocksDirect = false
+        /// `NodeConfiguration.packetTap`.
+        public var packetTap: (@Sendable (_ packet: RawSpan) -> Void)?
         /// Where to say what happens.
         public var logger: Logger
 
@@ -70,6 +72,7 @@ public final class ClientTailnet: Sendable {
         options.derpMap = configuration.derpMap
         options.forcesWebSockets = configuration.forcesWebSockets
         options.blocksDirect = configuration.blocksDirect
+        options.packetTap = configuration.packetTap
         tailnet = try Tailnet(options)
     }
 

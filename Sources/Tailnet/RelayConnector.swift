@@ -99,10 +99,10 @@ public final class RelayConnector: RelayDialer {
         // The first request opens the connection, which is kept; the second one is measured.
         _ = try await client.request("GET", url, bodyLimit: 4_096, timeout: timeout, options: options)
         let start = Clock.monotonicNanoseconds()
-        _ = try await client.request("GET", url, bodyLimit: 4_096, timeout: timeout, options: options)
-        let isV6 = node.hostName.contains(":") || (node.ipv4 == "none" && !node.ipv6.isEmpty)
+        let response = try await client.request(
+            "GET", url, bodyLimit: 4_096, timeout: timeout, options: options)
         return RelayLatency(
-            roundTrip: Interval(nanoseconds: Clock.monotonicNanoseconds() - start), isV4: !isV6)
+            roundTrip: Interval(nanoseconds: Clock.monotonicNanoseconds() - start), isV4: !response.isOverV6)
     }
 
     public func forcedWebSocketReasons() -> [Int: String] {
@@ -125,7 +125,10 @@ public final class RelayConnector: RelayDialer {
         let url = HTTPURL(
             scheme: node.forcesHTTP ? .http : .https, host: node.hostName, port: port, path: path)
         var options = ConnectOptions()
+        // Of each family: nothing, an address, or a word that there is none. derp.md §7.1.
         options.addresses = [node.ipv4, node.ipv6].filter { IPAddress($0) != nil }
+        options.usesV4 = node.ipv4.isEmpty || IPAddress(node.ipv4)?.isV4 == true
+        options.usesV6 = node.ipv6.isEmpty || IPAddress(node.ipv6)?.isV4 == false
         options.serverName = node.certName.isEmpty ? nil : node.certName
         options.acceptsAnyCertificate = node.isInsecureForTests
         return (url, options)

@@ -32,6 +32,8 @@ public actor Tailnet {
         public var blocksDirect = false
         /// Fixed UDP port, or 0.
         public var listenPort: UInt16 = 0
+        /// `NodeConfiguration.packetTap`.
+        public var packetTap: (@Sendable (_ packet: RawSpan) -> Void)?
         /// Where to say what happens.
         public var logger: Logger
 
@@ -97,6 +99,7 @@ public actor Tailnet {
             addresses: configuration.addresses)
         mesh.listenPort = configuration.listenPort
         mesh.directBlocked = configuration.blocksDirect
+        mesh.packetTap = configuration.packetTap
         mesh.relayDialer = relays
         mesh.derpMap = Self.rewrite(configuration.derpMap, for: configuration.serverURL)
         mesh.log = { message, metadata in

@@ -51,6 +51,10 @@ enum ScriptStep {
     case abortWhenSent
     /// So many times a lack of progress is reported.
     case stalls(Int)
+    /// The owner learns that there is a way again; that what is on the way was lost.
+    case tellWay, tellLoss
+    /// The estimate of the round trip.
+    case roundTrip(Interval)
     /// From now on the stack asks before it answers a SYN.
     case askFirst
     /// The owner says yes.
@@ -141,6 +145,11 @@ struct ScriptPeer: ~Copyable {
             var count = 0
             while stack.nextStall() != nil { count += 1 }
             if count != wanted { fail(line, "\(count) stalls, expected \(wanted)") }
+        case .tellWay: stack.repeatNow(now)
+        case .tellLoss: stack.repeatLost(now, to: [IPPrefix(Self.own.ip, bits: 128)])
+        case .roundTrip(let wanted):
+            let got = id.flatMap { stack.statistics($0)?.roundTrip }
+            if got != wanted { fail(line, "round trip \(String(describing: got)), expected \(wanted)") }
         case .askFirst:
             stack.unlisten(22)
             stack.listenAny(asking: true)

@@ -33,7 +33,7 @@ func accepted(
 /// RFC corner cases: packet in, packets out.
 @Suite struct NetstackScriptTests {
     static let scripts: [Script] =
-        handshakes + resets + receiving + sending + closing + timers + ends + recovering
+        handshakes + resets + receiving + sending + closing + timers + ends + recovering + told
 
     @Test(arguments: scripts) func plays(_ script: Script) throws {
         var peer = ScriptPeer(limits: script.limits)

@@ -31,7 +31,8 @@ import Testing
         await pair.close()
     }
 
-    @Test func tenChangesOfThePathLoseNothing() async throws {
+    /// From the relay to the direct path and back, ten times each, under streams both ways as fast as they can.
+    @Test func tenChangesOfThePathEachWayLoseNothing() async throws {
         let pair = try await NodePair()
         let stream = try await pair.stream(port: 5_001)
         let isOver = Flag()
@@ -39,8 +40,8 @@ import Testing
             from: stream.near, to: stream.far, seed: 3, atLeast: 1 << 20, until: isOver)
         async let down = Transfer.run(
             from: stream.far, to: stream.near, seed: 4, atLeast: 1 << 20, until: isOver)
-        var changes = 0
-        for round in 0..<10 {
+        var changes = (toDirect: 0, toRelay: 0)
+        for round in 0..<20 {
             // In turn by command, which both ends know of, and by loss, which they have to notice.
             let isDirect = round % 2 == 0
             if isDirect {
@@ -56,12 +57,13 @@ import Testing
             let isChanged = try await pair.waitForPath(seconds: 30) { path in
                 if case .direct = path { isDirect } else { !isDirect }
             }
-            if isChanged { changes += 1 }
+            if isChanged, isDirect { changes.toDirect += 1 }
+            if isChanged, !isDirect { changes.toRelay += 1 }
             try await Task.sleep(for: .milliseconds(100))
         }
         isOver.set()
         let (a, b) = await (up, down)
-        #expect(changes == 10)
+        #expect(changes.toDirect == 10 && changes.toRelay == 10)
         #expect(a.isExact && b.isExact)
         #expect(a.count > 1 << 20 && b.count > 1 << 20)
         stream.close()

@@ -24,10 +24,10 @@ struct AgentLink: Sendable {
     var records: PathRecords { PathRecords(node: node, address: address, peer: peer) }
 
     /// Joins the mesh, with the tunnel to the agent asked for. `reach` then waits for the agent. `connection` is what
-    /// the server says about relays, if it was asked already.
+    /// the server says about relays, if it was asked already; `capture` gets each packet of the tunnel.
     static func open(
         _ invocation: Invocation, _ client: APIClient, _ agent: WorkspaceAgent, connection: JSON? = nil,
-        logger: Logger? = nil
+        logger: Logger? = nil, capture: PacketCapture? = nil
     ) async throws -> AgentLink {
         guard let id = RawUUID(agent.id), let token = client.token else {
             throw CommandError("the server named an agent without identifier")
@@ -44,6 +44,7 @@ struct AgentLink: Sendable {
         configuration.blocksDirect =
             connection["disable_direct_connections"].bool
             || invocation.values.bool("disable-direct-connections")
+        if let capture { configuration.packetTap = { capture.take($0) } }
         let names = map.regions.mapValues(\.name)
         let tailnet = try await ClientTailnet.open(configuration)
         let peer = MeshPeerID(high: id.high, low: id.low)

@@ -5,7 +5,7 @@ internal import LinuxIO
 internal import Mesh
 
 /// Which protocols for opening ports the router speaks, and whether ICMP comes through. Asks only: no port is
-/// opened. Waits at most 0.7 s.
+/// opened. Waits at most 0.7 s, also for names of relays.
 package enum RouterProbe {
     package struct Outcome: Hashable, Sendable {
         /// Nil where there is no router to ask.
@@ -29,23 +29,25 @@ package enum RouterProbe {
         let hosts = map.regions.values.flatMap(\.nodes).filter { !$0.isSTUNOnly }.map {
             $0.ipv4.isEmpty || $0.ipv4 == "none" ? $0.hostName : $0.ipv4
         }
+        let names = FoundNames(Array(Set(hosts).sorted().prefix(echoes)), NameLookups())
         do {
-            return try await DedicatedThread.run(name: "router-probe") { probe(Array(Set(hosts)).sorted()) }
+            return try await DedicatedThread.run(name: "router-probe") { probe(names) }
         } catch {
             return Outcome()
         }
     }
 
-    private static func probe(_ hosts: [String]) -> Outcome {
+    private static func probe(_ names: FoundNames) -> Outcome {
         var outcome = Outcome()
         let router = Router()
         if router != nil { (outcome.upnp, outcome.pmp, outcome.pcp) = (false, false, false) }
-        let echo = Echo(hosts.prefix(echoes).compactMap(address))
+        let echo = Echo()
         let end = Clock.monotonicNanoseconds() + limit
         var nextSend: UInt64 = 0
         while true {
             let now = Clock.monotonicNanoseconds()
             guard now < end else { return outcome }
+            for (_, found) in names.takeAll() { echo?.add(found.first(where: \.isV4)) }
             if now >= nextSend {
                 nextSend = now + pause
                 router?.ask()
@@ -57,12 +59,6 @@ package enum RouterProbe {
             guard poll(&polls, 2, 50) > 0 else { continue }
             if polls[0].revents != 0 { router?.receive(&outcome) }
             if polls[1].revents != 0, echo?.isAnswered() == true { outcome.icmpv4 = true }
-        }
-    }
-
-    private static func address(_ host: String) -> SocketAddress? {
-        Resolver.lookUp(host, port: 0).first(where: \.isV4).map {
-            SocketAddress(IPAddress(v4: UInt32(truncatingIfNeeded: $0.low)), port: 0)
         }
     }
 
@@ -93,7 +89,7 @@ package enum RouterProbe {
                 let source = DefaultRoute.source(towards: gateway),
                 let socket = try? SmallUDPSocket(v4: true)
             else { return nil }
-            own = IPAddress(v4: UInt32(truncatingIfNeeded: source.low))
+            own = IPAddress(source)
             self.gateway = gateway
             self.socket = socket
         }
@@ -125,19 +121,17 @@ package enum RouterProbe {
     private final class Echo {
         let number: Int32
         private let isRaw: Bool
-        private let targets: [SocketAddress]
+        private var targets: [SocketAddress] = []
         private let mark: [UInt8]
         private var sequence: UInt8 = 0
 
-        init?(_ targets: [SocketAddress]) {
-            guard !targets.isEmpty else { return nil }
+        init?() {
             let flags = Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
             let datagram = socket(AF_INET, Int32(SOCK_DGRAM.rawValue) | flags, Int32(IPPROTO_ICMP))
             let mustBeRaw = datagram < 0
             isRaw = mustBeRaw
             number =
                 mustBeRaw ? socket(AF_INET, Int32(SOCK_RAW.rawValue) | flags, Int32(IPPROTO_ICMP)) : datagram
-            self.targets = targets
             var generator = SystemRandomNumberGenerator()
             mark = (0..<8).map { _ in UInt8.random(in: 0...255, using: &generator) }
             if number < 0 { return nil }
@@ -145,7 +139,16 @@ package enum RouterProbe {
 
         deinit { if number >= 0 { close(number) } }
 
-        func send() {
+        /// Sends to this address too: at once, and with the others from then on.
+        func add(_ address: KernelAddress?) {
+            guard let target = address.map({ SocketAddress($0) }) else { return }
+            targets.append(target)
+            send(to: [target])
+        }
+
+        func send() { send(to: targets) }
+
+        private func send(to targets: [SocketAddress]) {
             sequence &+= 1
             // Type 8, code 0, checksum, identifier, sequence number, data: RFC 792.
             var message: [UInt8] = [8, 0, 0, 0, mark[0], mark[1], 0, sequence] + mark

@@ -1,75 +1,105 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Glibc
-internal import LinuxIO
-internal import Mesh
+package import LinuxIO
+package import Mesh
 
-/// Asks all STUN servers of a map, from one socket per family, and waits at most a second and a half.
-enum STUNProbe {
-    struct Outcome: Sendable {
+/// Asks all STUN servers of a map, from one socket per family: each for a second and a half from when its address is
+/// known. Names are looked up at once, and a name that takes longer than two seconds is not waited for.
+package enum STUNProbe {
+    package struct Outcome: Sendable {
         /// Own address as the first server of the family saw it.
-        var v4: SocketAddress?
-        var v6: SocketAddress?
+        package var v4: SocketAddress?
+        package var v6: SocketAddress?
         /// Whether IPv4 servers saw different addresses; nil with fewer than two answers.
-        var mappingVaries: Bool?
+        package var mappingVaries: Bool?
         /// Whether our own outside address reaches us; nil without one.
-        var hairPinning: Bool?
+        package var hairPinning: Bool?
         /// Names of nodes that answered.
-        var answered: Set<String> = []
-        var canSendV4 = false
-        var canSendV6 = false
+        package var answered: Set<String> = []
+        package var canSendV4 = false
+        package var canSendV6 = false
         /// Whether the system has IPv6 at all.
-        var hasV6 = false
+        package var hasV6 = false
     }
 
+    /// For the answers of one address.
     private static let limit: UInt64 = 1_500_000_000
+    /// For the address of a name.
+    private static let nameLimit: UInt64 = 2_000_000_000
     /// Requests are repeated, because one lost datagram says nothing.
     private static let pause: UInt64 = 300_000_000
 
-    static func run(_ map: DERPMap) async -> Outcome {
+    package static func run(_ map: DERPMap, _ lookups: NameLookups = NameLookups()) async -> Outcome {
         let servers = map.stunServers
-        return await withCheckedContinuation { continuation in
-            do {
-                try DedicatedThread(name: "stun-probe") { continuation.resume(returning: probe(servers)) }
-                    .detach()
-            } catch {
-                continuation.resume(returning: Outcome())
-            }
+        let names = FoundNames(Set(servers.map(\.hostName)).subtracting([""]).sorted(), lookups)
+        do {
+            return try await DedicatedThread.run(name: "stun-probe") { probe(servers, names) }
+        } catch {
+            return Outcome()
         }
     }
 
     private struct Target {
-        var node: String
-        var address: SocketAddress
-        var id: TransactionID
+        let node: String
+        let address: SocketAddress
+        let id: TransactionID
+        let end: UInt64
+        var nextSend: UInt64
         var isAnswered = false
+
+        init(_ node: String, _ address: SocketAddress, now: UInt64) {
+            var generator = SystemRandomNumberGenerator()
+            self.node = node
+            self.address = address
+            id = TransactionID(
+                high: generator.next(), low: UInt32(truncatingIfNeeded: generator.next() as UInt64))
+            end = now + STUNProbe.limit
+            nextSend = now
+        }
     }
 
-    private static func probe(_ servers: [DERPMap.STUNServer]) -> Outcome {
+    private static func probe(_ servers: [DERPMap.STUNServer], _ names: FoundNames) -> Outcome {
         var outcome = Outcome()
         let sockets = [AF_INET, AF_INET6].map {
             socket($0, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
         }
         defer { sockets.forEach { if $0 >= 0 { close($0) } } }
         outcome.hasV6 = sockets[1] >= 0
-        var targets = servers.flatMap(targets)
+        let start = Clock.monotonicNanoseconds()
+        var targets: [Target] = []
+        for server in servers { add(server, [], to: &targets, now: start) }
         // Only another server's answer says something about the NAT.
         var told: [SocketAddress] = []
-        let end = Clock.monotonicNanoseconds() + limit
-        var nextSend: UInt64 = 0
-        while targets.contains(where: { !$0.isAnswered }) {
+        while true {
             let now = Clock.monotonicNanoseconds()
-            guard now < end else { break }
-            if now >= nextSend {
-                for target in targets where !target.isAnswered { send(target, sockets, &outcome) }
-                nextSend = now + pause
+            let areNamesOut = names.isWaiting && now < start + nameLimit
+            for (name, found) in names.takeAll() {
+                for server in servers where server.hostName == name {
+                    add(server, found, to: &targets, now: now)
+                }
+            }
+            guard areNamesOut || targets.contains(where: { !$0.isAnswered && now < $0.end }) else { break }
+            for index in targets.indices where !targets[index].isAnswered && now >= targets[index].nextSend {
+                send(targets[index], sockets, &outcome)
+                targets[index].nextSend = now + pause
             }
             var polls = sockets.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
-            guard poll(&polls, 2, 50) > 0 else { continue }
+            guard poll(&polls, 2, 20) > 0 else { continue }
             for entry in polls where entry.revents != 0 { receive(entry.fd, &targets, &told, &outcome) }
         }
         if let own = outcome.v4, sockets[0] >= 0 { outcome.hairPinning = hairpins(own, sockets[0]) }
         return outcome
+    }
+
+    /// Notes where to ask a server, when it is not asked there already.
+    private static func add(
+        _ server: DERPMap.STUNServer, _ found: [KernelAddress], to targets: inout [Target], now: UInt64
+    ) {
+        for address in server.sockets(adding: found.map { IPAddress($0) })
+        where !targets.contains(where: { $0.node == server.node && $0.address == address }) {
+            targets.append(Target(server.node, address, now: now))
+        }
     }
 
     /// Sends a request from another socket to our own outside address and waits a tenth of a second for it.
@@ -95,25 +125,6 @@ enum STUNProbe {
             if seen == id { return true }
         }
         return false
-    }
-
-    private static func targets(_ server: DERPMap.STUNServer) -> [Target] {
-        var addresses = server.addresses.map { SocketAddress($0, port: server.port) }
-        if addresses.isEmpty, !server.hostName.isEmpty {
-            addresses = Resolver.lookUp(server.hostName, port: server.port).map {
-                let ip =
-                    $0.isV4
-                    ? IPAddress(v4: UInt32(truncatingIfNeeded: $0.low))
-                    : IPAddress(high: $0.high, low: $0.low)
-                return SocketAddress(ip, port: $0.port)
-            }
-        }
-        var generator = SystemRandomNumberGenerator()
-        return addresses.map { address in
-            let id = TransactionID(
-                high: generator.next(), low: UInt32(truncatingIfNeeded: generator.next() as UInt64))
-            return Target(node: server.node, address: address, id: id)
-        }
     }
 
     private static func send(_ target: Target, _ sockets: [Int32], _ outcome: inout Outcome) {

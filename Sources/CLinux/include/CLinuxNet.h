@@ -38,6 +38,6 @@ int clinux_thread_start(void *(*body)(void *), void *argument, const char *name,
 void clinux_thread_join(uint64_t handle);
 void clinux_thread_detach(uint64_t handle);
 // Looks a host name up (blocking); returns the number of addresses, 0 when there is none.
-int clinux_resolve(const char *host, uint16_t port, struct clinux_address *out, int capacity);
+int clinux_resolve(const char *host, uint16_t port, int family, struct clinux_address *out, int capacity);
 
 #endif

@@ -69,11 +69,7 @@ package struct DERPClient: ~Copyable, Sendable {
     private var login = Login.awaitingKey
     private var isPreferred: Bool
     private var input = ByteQueue()
-    private var output = ByteQueue()
-    /// Frames that go before those in `output`, between two of them.
-    private var urgent = ByteQueue()
-    /// Bytes that belong to the first frame of `output` when part of it was written already.
-    private var outputRest = 0
+    private var output = DERPOutput()
     /// Frames sent before the relay's key was known.
     private var early = EarlyFrames()
     private var inputStep = 16 << 10
@@ -204,7 +200,7 @@ package struct DERPClient: ~Copyable, Sendable {
         case .ping:
             let data = Array(copy(body).prefix(8))
             // A relay that pings without reading our answers must not make us grow.
-            if output.count < limits.outputBytes { enqueue(DERP.frame(.pong, data)) }
+            if output.frames.count < limits.outputBytes { enqueue(DERP.frame(.pong, data)) }
             return nil
         case .pong:
             return .pong(number(copy(body), bytes: 8))
@@ -231,7 +227,7 @@ package struct DERPClient: ~Copyable, Sendable {
         enqueue(DERP.frame(.clientInfo, privateKey.nodePublicKey.bytes, nonce.bytes, sealed))
         if isPreferred { enqueue(DERP.frame(.notePreferred, [1])) }
         let waited = early.release(urgentAge: limits.earlyUrgent, dataAge: limits.earlyData, now: now)
-        for frame in waited.frames { unsafe output.append(frame.span.bytes) }
+        for frame in waited.frames { unsafe output.frames.append(frame.span.bytes) }
         counters.packetsDroppedLate += UInt64(waited.dropped)
         return .serverKey(server)
     }
@@ -289,7 +285,8 @@ package struct DERPClient: ~Copyable, Sendable {
         }
         // Before the login is accepted nothing may overtake it.
         let isUrgent = isUrgent && isReady
-        let hasRoom = isUrgent ? urgent.count < limits.urgentBytes : output.count < limits.outputBytes
+        let hasRoom =
+            isUrgent ? output.urgent.count < limits.urgentBytes : output.frames.count < limits.outputBytes
         guard packet.byteCount <= DERP.maximumPayloadBytes, hasRoom else {
             counters.packetsDroppedFull += 1
             return false
@@ -301,9 +298,9 @@ package struct DERPClient: ~Copyable, Sendable {
         }
         counters.packetsOut += 1
         if isUrgent {
-            Self.write(packet, to: peer, into: &urgent)
+            Self.write(packet, to: peer, into: &output.urgent)
         } else {
-            Self.write(packet, to: peer, into: &output)
+            Self.write(packet, to: peer, into: &output.frames)
         }
         return true
     }
@@ -354,47 +351,23 @@ package struct DERPClient: ~Copyable, Sendable {
         if case .awaitingKey = login {
             keepEarly(frame, isUrgent: true, at: nil)
         } else {
-            unsafe output.append(frame.span.bytes)
+            unsafe output.frames.append(frame.span.bytes)
         }
     }
 
     /// Whether bytes wait to be written.
-    package var hasOutput: Bool { !output.isEmpty || !urgent.isEmpty }
+    package var hasOutput: Bool { output.count > 0 }
 
     /// How many bytes wait to be written.
-    package var outputCount: Int { output.count + urgent.count }
-
-    /// Whether the urgent frames are next: the others are between two frames.
-    private var isUrgentNext: Bool { !urgent.isEmpty && outputRest == 0 }
+    package var outputCount: Int { output.count }
 
     /// Calls `body` with bytes to write next; tell what was written by `consumeOutput`, then ask `hasOutput` again.
     package func withOutput<R>(_ body: (RawSpan) throws -> R) rethrows -> R {
-        if isUrgentNext { return try urgent.withBytes(body) }
-        guard !urgent.isEmpty else { return try output.withBytes(body) }
-        return try output.withBytes { try body($0.extracting(0..<outputRest)) }
+        try output.withNext(body)
     }
 
     /// Drops bytes that were written.
-    package mutating func consumeOutput(_ count: Int) {
-        if isUrgentNext {
-            urgent.consume(count)
-            return urgent.releaseIfEmpty()
-        }
-        outputRest = Self.rest(of: output, outputRest, after: count)
-        output.consume(count)
-        if output.capacity > 64 << 10 { output.releaseIfEmpty() }
-    }
-
-    /// What is left of the frame in which `count` bytes end, when `rest` bytes of the first were still to go.
-    private static func rest(of queue: borrowing ByteQueue, _ rest: Int, after count: Int) -> Int {
-        queue.withBytes { bytes in
-            var end = rest
-            while end < count, bytes.byteCount >= end + DERP.headerBytes {
-                end += DERP.headerBytes + Int(bytes.wire32(end + 1))
-            }
-            return max(0, end - count)
-        }
-    }
+    package mutating func consumeOutput(_ count: Int) { output.consume(count) }
 
     // MARK: Time
 

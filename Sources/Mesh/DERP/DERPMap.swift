@@ -147,6 +147,12 @@ public struct DERPMap: Hashable, Sendable, Codable {
         public var mayResolveV4: Bool
         /// Whether DNS may add an IPv6 address.
         public var mayResolveV6: Bool
+
+        /// Where to ask it: what the map says and what its name was found to be, at most four addresses.
+        package func sockets(adding found: [IPAddress] = []) -> [SocketAddress] {
+            let named = found.filter { $0.isV4 ? mayResolveV4 : mayResolveV6 }
+            return (addresses + named).prefix(4).map { SocketAddress($0, port: port) }
+        }
     }
 
     /// Every STUN server, regions ascending, nodes in order. `stun-netcheck.md` §2.3.

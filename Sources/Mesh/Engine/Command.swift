@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import LinuxIO
+package import LinuxIO
 internal import Synchronization
 
 /// What other threads ask the engine to do. Descriptor numbers in a command are owned by it: whoever takes the
@@ -77,34 +77,17 @@ struct ResolvedServer: Hashable, Sendable {
     var node: String
     var address: SocketAddress
 
-    /// What the map itself says of a server, at most four addresses.
-    static func literal(_ server: DERPMap.STUNServer) -> [ResolvedServer] {
-        resolved(server, server.addresses)
-    }
-
-    /// The same with what its name says. Blocks.
-    static func lookUp(_ server: DERPMap.STUNServer) -> [ResolvedServer] {
-        var addresses = server.addresses
-        for found in Resolver.lookUp(server.hostName, port: server.port) {
-            let ip = IPAddress(found)
-            if ip.isV4 ? server.mayResolveV4 : server.mayResolveV6 { addresses.append(ip) }
-        }
-        return resolved(server, addresses)
-    }
-
-    private static func resolved(
-        _ server: DERPMap.STUNServer, _ addresses: [IPAddress]
-    ) -> [ResolvedServer] {
-        addresses.prefix(4).map {
-            ResolvedServer(
-                region: server.region, node: server.node, address: SocketAddress($0, port: server.port))
+    /// What the map itself says of a server, and what its name was found to be.
+    static func all(of server: DERPMap.STUNServer, adding found: [KernelAddress] = []) -> [ResolvedServer] {
+        server.sockets(adding: found.map { IPAddress($0) }).map {
+            ResolvedServer(region: server.region, node: server.node, address: $0)
         }
     }
 }
 
 extension IPAddress {
     /// The address as the kernel gave it.
-    init(_ raw: KernelAddress) {
+    package init(_ raw: KernelAddress) {
         self =
             raw.isV4
             ? IPAddress(v4: UInt32(truncatingIfNeeded: raw.low)) : IPAddress(high: raw.high, low: raw.low)
@@ -113,7 +96,7 @@ extension IPAddress {
 
 extension SocketAddress {
     /// The address as the kernel gave it.
-    init(_ raw: KernelAddress) { self.init(IPAddress(raw), port: raw.port) }
+    package init(_ raw: KernelAddress) { self.init(IPAddress(raw), port: raw.port) }
 
     /// The address as the kernel takes it.
     var kernel: KernelAddress { KernelAddress(high: ip.high, low: ip.low, port: port, isV4: ip.isV4) }

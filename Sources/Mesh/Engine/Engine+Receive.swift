@@ -94,6 +94,7 @@ extension Engine {
             if tun != nil {
                 unsafe tun?.write(packet)
             } else {
+                if let tap = configuration.packetTap { unsafe tap(packet.bytes) }
                 unsafe stack.receive(packet, isAuthentic: true, now: now)
             }
         case .keepalive(let peer): noteSource(peer, source)

@@ -58,12 +58,6 @@ extension Engine {
     /// A relay may not make us wait longer than this before we leave it.
     private static let restartLimit = Interval.seconds(10)
     private static let hiddenPongLimit = Interval.seconds(1)
-    private static let measurePeriod = Interval.seconds(60)
-    /// When the home relay fails: a restart may be over by then, and not all its clients measure at once.
-    private static let measurePause = Interval.milliseconds(100)
-    /// Least time since the last measurement when the home relay was lost, and while it cannot be reached.
-    private static let measureAgain = (lost: Interval.seconds(1), unreachable: Interval.seconds(5))
-    private static let resolvePeriod = Interval.seconds(300)
     /// A relay connection with more unsent bytes makes us stop fetching packets, if all traffic is relayed:
     /// inside the process nothing needs to be dropped. With direct traffic beside it the relay's packets are
     /// dropped instead, lest the slow path stop the fast one.
@@ -372,62 +366,6 @@ extension Engine {
 
     func localAddress(_ number: Int32) -> IPAddress? {
         (try? StreamSocket.localAddress(number)).map { IPAddress($0).unmapped }
-    }
-
-    // MARK: Map and home
-
-    mutating func setDERPMap(_ map: DERPMap) {
-        let old = derpMap
-        derpMap = map
-        if old != map { hub.notify(.networkChanged) }
-        for index in relays.indices.reversed()
-        where old.regions[relays[index].region] != map.regions[relays[index].region] {
-            closeRelay(index, retry: false)
-            relays.remove(at: index)
-        }
-        resolveAt = now
-        measure()
-    }
-
-    /// The home relay fails: another one may have to take its place.
-    private mutating func measureSoon(wasOpen: Bool) {
-        let pause = Self.measurePause + Interval(nanoseconds: random.next() % Self.measurePause.nanoseconds)
-        let least = wasOpen ? Self.measureAgain.lost : Self.measureAgain.unreachable
-        measureAt = min(measureAt, max(now + pause, measuredAt + least))
-    }
-
-    /// Asks for the relays' latencies, now and then every minute.
-    mutating func measure() {
-        measureAt = .never
-        measuredAt = now
-        // A name that could not be looked up may be found later, or have moved.
-        if now >= resolveAt {
-            resolveAt = now + Self.resolvePeriod
-            hub.notify(.resolveStunServers)
-        }
-        guard configuration.relayDialer != nil, !derpMap.relayRegionIDs.isEmpty else { return publish() }
-        measureAt = now + Self.measurePeriod
-        hub.notify(.measureLatencies)
-    }
-
-    mutating func takeLatencies(_ found: [Int: RelayLatency], _ reasons: [Int: String]) {
-        var report = Netcheck()
-        for (region, latency) in found.sorted(by: { $0.key < $1.key }) {
-            report.note(region: region, latency: latency.roundTrip, isV4: latency.isV4)
-        }
-        latencies = report.derpLatency
-        forcedWebSocket = reasons
-        let avoided = Set(derpMap.regions.values.filter(\.isAvoided).map(\.id))
-        let before = homeRegion.current
-        let home = homeRegion.choose(
-            latencies: found.mapValues(\.roundTrip), relays: derpMap.relayRegionIDs, avoided: avoided,
-            scores: derpMap.homeParams?.regionScore ?? [:], now: now)
-        if home != before {
-            log("home relay chosen", [("region", "\(home)")])
-            for link in relays { link.client?.setPreferred(link.region == home) }
-        }
-        if home != 0 { openRelay(home) }
-        publish()
     }
 }
 

@@ -86,7 +86,9 @@ extension Engine {
         into place: UnsafeMutableRawBufferPointer, _ layout: BurstLayout, limit: Int
     ) -> OutgoingBurst? {
         guard tun != nil else {
-            return unsafe stack.nextBurst(into: place, layout: layout, limit: limit, now: now)
+            let packets = unsafe stack.nextBurst(into: place, layout: layout, limit: limit, now: now)
+            if let packets, configuration.packetTap != nil { unsafe show(packets, place, layout) }
+            return packets
         }
         let room = unsafe UnsafeMutableRawBufferPointer(
             rebasing: place[layout.head..<layout.head + configuration.mtuBytes])
@@ -96,6 +98,19 @@ extension Engine {
                 return OutgoingBurst(count: 1, length: length, lastLength: length, destination: destination)
             }
             counters.unroutable += 1
+        }
+    }
+
+    /// Shows what the stack sends to whoever wants to see it.
+    @inline(never)
+    private func show(
+        _ packets: OutgoingBurst, _ place: UnsafeMutableRawBufferPointer, _ layout: BurstLayout
+    ) {
+        for index in 0..<packets.count {
+            let start = index * layout.stride(packets.length) + layout.head
+            let packet = unsafe UnsafeRawBufferPointer(
+                rebasing: place[start..<start + packets.length(of: index)])
+            unsafe configuration.packetTap?(packet.bytes)
         }
     }
 

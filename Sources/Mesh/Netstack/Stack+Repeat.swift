@@ -9,11 +9,7 @@ extension Stack {
                 !connections[slot].isFree && connections[slot].state != .closed
                 && connections[slot].sendTimer == .retransmit && connections[slot].retries > 0
             guard isWaiting else { continue }
-            // It was told so, which is no further sign of trouble: neither the number of repetitions, of which there
-            // may be so many only, nor the pause after this one grows. Ways may be found and lost again many times.
-            connections[slot].retries -= 1
-            connections[slot].trip.clearBackOff()
-            connections[slot].sendDeadline = now
+            connections[slot].repeatOutstanding(now, &context)
             settle(slot)
         }
     }
@@ -29,11 +25,36 @@ extension Stack {
             }
             let remote = connections[slot].remote.ip
             guard addresses.contains(where: { $0.contains(remote) }) else { continue }
-            if connections[slot].retries > 0 { connections[slot].retries -= 1 }
-            connections[slot].trip.clearBackOff()
-            connections[slot].sendTimer = .retransmit
-            connections[slot].sendDeadline = now
+            connections[slot].repeatOutstanding(now, &context)
             settle(slot)
         }
+    }
+}
+
+extension Connection {
+    /// The owner says that there is another way, or that what is on the way was lost with it: it is repeated. No timer
+    /// ran out, so that this is neither one of the repetitions of which there may be so many only, nor a sign of
+    /// trouble with the path, nor a reason to wait longer for the next answer. How much the other way takes is
+    /// unknown: it is begun with as a new connection begins, and with the old window again when it turns out that
+    /// everything arrived the first time.
+    mutating func repeatOutstanding(_ now: Instant, _ context: inout StackContext) {
+        guard sendNext != unacknowledged else { return }
+        trip.clearBackOff()
+        if state.isSynchronized {
+            if phase == .open {
+                rememberForUndo(now)
+                undo?.wasTold = true
+            }
+            if phase != .loss { cubic.startOver(segmentSize) }
+            // Duplicates that this makes are no sign of reordering.
+            reorderRoundEnd = sendNext
+            beginLoss()
+        } else {
+            synNeeded = true
+        }
+        retransmitBase = now
+        sendTimer = .retransmit
+        sendDeadline = now + trip.timeout
+        wantsOutput(&context)
     }
 }

@@ -68,6 +68,9 @@ public struct NodeConfiguration: Sendable {
     public var limits = Limits()
     /// WireGuard's times and bounds; tests shorten them.
     package var wireGuardLimits = WireGuard.Limits()
+    /// Shown each packet that the built-in stack sends or gets, in the clear, from the engine's thread. Must return at
+    /// once.
+    public var packetTap: (@Sendable (_ packet: RawSpan) -> Void)?
     /// Called from the engine's thread with rare, human-readable events. Must return at once.
     public var log: (@Sendable (_ message: String, _ metadata: [(String, String)]) -> Void)?
 

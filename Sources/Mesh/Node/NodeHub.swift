@@ -31,6 +31,7 @@ final class NodeHub: Sendable {
     private let state: Mutex<State>
     /// STUN servers of the map that were found.
     private let stunServers = Mutex<[DERPMap.STUNServer: [ResolvedServer]]>([:])
+    private let lookups = NameLookups()
 
     init(configuration: NodeConfiguration, queue: CommandQueue, replies: Replies) {
         self.configuration = configuration
@@ -267,31 +268,28 @@ final class NodeHub: Sendable {
         thread?.detach()
     }
 
-    /// Names that are looked up at once. A resolver that says nothing keeps a thread for ten seconds or more.
-    private static let resolverThreads = 8
-
     /// Tells the engine at once of what needs no looking up or is known from before, and then of each name that is
     /// found: a dead one holds up nobody.
     private func resolveStunServers() {
         let servers = state.withLock { $0.derpMap }.stunServers
-        stunServers.withLock { known in
+        let isKnown = stunServers.withLock { known in
             known = known.filter { servers.contains($0.key) }
-            for server in servers where server.hostName.isEmpty {
-                known[server] = ResolvedServer.literal(server)
+            for server in servers where known[server] == nil && !server.addresses.isEmpty {
+                known[server] = ResolvedServer.all(of: server)
             }
+            return !known.isEmpty
         }
-        let names = servers.filter { !$0.hostName.isEmpty }
-        if names.count < servers.count || names.isEmpty { postStunServers(servers) }
-        for lane in 0..<min(Self.resolverThreads, names.count) {
-            // Looking up a name blocks: never in the cooperative pool.
-            let thread = try? DedicatedThread(name: "mesh-resolver") { [self] in
-                for place in stride(from: lane, to: names.count, by: Self.resolverThreads) {
-                    let found = ResolvedServer.lookUp(names[place])
-                    if !found.isEmpty { stunServers.withLock { $0[names[place]] = found } }
-                    postStunServers(servers)
+        let names = servers.map(\.hostName).filter { !$0.isEmpty }
+        if isKnown || names.isEmpty { postStunServers(servers) }
+        lookups.start(names) { [self] name, found in
+            // The map may have changed meanwhile.
+            let servers = state.withLock { $0.derpMap }.stunServers
+            stunServers.withLock { known in
+                for server in servers where server.hostName == name && !found.isEmpty {
+                    known[server] = ResolvedServer.all(of: server, adding: found)
                 }
             }
-            thread?.detach()
+            postStunServers(servers)
         }
     }
 

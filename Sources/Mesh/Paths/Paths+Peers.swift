@@ -8,6 +8,11 @@ extension Paths {
         _ id: PeerID, _ configuration: PeerConfiguration, now: Instant
     ) -> PeerChange? {
         guard let slot = slotOfID[id] else { return addPeer(id, configuration, now: now) ? .added : nil }
+        var box = peers[slot]!.box
+        if peers[slot]!.discoKey != configuration.discoKey {
+            guard let other = BoxKey(ours: discoKey, theirs: configuration.discoKey) else { return nil }
+            box = other
+        }
         if peers[slot]!.nodeKey != configuration.nodeKey {
             guard slotOfNode[configuration.nodeKey] == nil else { return nil }
             slotOfNode[peers[slot]!.nodeKey] = nil
@@ -16,7 +21,6 @@ extension Paths {
         }
         var change = PeerChange.updated
         if peers[slot]!.discoKey != configuration.discoKey {
-            guard let box = BoxKey(ours: discoKey, theirs: configuration.discoKey) else { return nil }
             forgetDisco(slot)
             peers[slot]!.discoKey = configuration.discoKey
             peers[slot]!.box = box
@@ -73,6 +77,7 @@ extension Paths {
         peers[slot]!.relayRoute = nil
         peers[slot]!.offeredAt = nil
         peers[slot]!.relayAnsweredAt = nil
+        peers[slot]!.lastMove = nil
         peers[slot]!.refused = []
         peers[slot]!.fruitlessRounds = 0
         report(.peerRestarted, slot, now: now)

@@ -47,13 +47,13 @@ package struct PortMapper: Sendable {
         case http(id: UInt64, SocketAddress, [UInt8])
     }
 
-    private struct Network: Hashable {
+    struct Network: Hashable {
         var gateway: IPAddress
         var own: IPAddress
         var port: UInt16
     }
 
-    private struct Mapping {
+    struct Mapping {
         var service: Service
         var external: SocketAddress
         var renewAt: Instant
@@ -62,17 +62,17 @@ package struct PortMapper: Sendable {
         var upnp: UPnP.Service?
     }
 
-    private enum HTTPStep {
+    enum HTTPStep {
         case description(UPnP.Location)
         case address(UPnP.Service)
         case map(UPnP.Service, external: IPAddress, port: UInt16, conflicts: Int, lease: UInt32)
     }
 
-    private let limits: Limits
-    private var random: SecureGenerator
-    private var network: Network?
+    let limits: Limits
+    var random: SecureGenerator
+    var network: Network?
     private var nonce: PCP.Nonce
-    private var mapping: Mapping?
+    var mapping: Mapping?
     /// The present search, if there is one: when it began, and what is still to be sent.
     private var searchBegan: Instant?
     private var triesDone = 0
@@ -82,13 +82,13 @@ package struct PortMapper: Sendable {
     private var lastEpoch: (value: UInt32, at: Instant)?
     private var pmpAddress: IPAddress?
     private var pmpPort: (external: UInt16, lifetime: UInt32)?
-    private var steps: [UInt64: HTTPStep] = [:]
-    private var nextStep: UInt64 = 1
+    var steps: [UInt64: HTTPStep] = [:]
+    var nextStep: UInt64 = 1
     private var outputs = Deque<Output>()
     /// Services that the gateway was seen to have.
     package private(set) var seen: Set<Service> = []
     /// What came from the gateway and could not be used.
-    package private(set) var badAnswers: UInt64 = 0
+    package internal(set) var badAnswers: UInt64 = 0
     /// Datagrams from others than the gateway.
     package private(set) var strangers: UInt64 = 0
 
@@ -181,7 +181,7 @@ package struct PortMapper: Sendable {
     }
 
     /// A mapping of another kind is renewed the way it was made.
-    private var wantsUPnP: Bool { mapping.map { $0.service == .upnp } ?? true }
+    var wantsUPnP: Bool { mapping.map { $0.service == .upnp } ?? true }
 
     /// Does what is due.
     package mutating func handleTimeout(now: Instant) {
@@ -241,7 +241,7 @@ package struct PortMapper: Sendable {
                     lifetimeSeconds: limits.lifetimeSeconds)))
     }
 
-    private mutating func push(_ output: Output) {
+    mutating func push(_ output: Output) {
         guard outputs.count < limits.outputs else { return }
         outputs.append(output)
     }
@@ -331,7 +331,7 @@ package struct PortMapper: Sendable {
         }
     }
 
-    private mutating func take(
+    mutating func take(
         _ service: Service, _ external: SocketAddress, _ granted: UInt32, _ now: Instant
     ) {
         guard external.ip.isV4, !external.ip.isUnspecified, !external.ip.isLoopback, !external.ip.isMulticast,
@@ -358,79 +358,5 @@ package struct PortMapper: Sendable {
         let elapsed = now.since(last.at).nanoseconds / 1_000_000_000
         let expected = UInt64(last.value) + elapsed * 7 / 8
         if UInt64(epoch) + 2 < expected, mapping != nil, searchBegan == nil { search(now) }
-    }
-
-    // MARK: UPnP
-
-    private mutating func request(_ step: HTTPStep, at port: UInt16, _ bytes: [UInt8]) {
-        guard let network else { return }
-        steps[nextStep] = step
-        push(.http(id: nextStep, SocketAddress(network.gateway, port: port), bytes))
-        nextStep += 1
-    }
-
-    /// Takes the whole answer to an HTTP request; nil when there was none.
-    package mutating func receiveHTTP(_ id: UInt64, _ bytes: [UInt8]?, now: Instant) {
-        guard let step = steps.removeValue(forKey: id), let network, mapping == nil || wantsUPnP else {
-            return
-        }
-        guard let bytes, let answer = UPnP.answer(bytes) else {
-            badAnswers += 1
-            return
-        }
-        let body = answer.body[...]
-        switch step {
-        case .description(let location):
-            guard answer.status == 200, let service = UPnP.service(inDescription: answer.body, at: location)
-            else {
-                badAnswers += 1
-                return
-            }
-            request(
-                .address(service), at: service.control.port,
-                UPnP.call("GetExternalIPAddress", [:], of: service, gateway: network.gateway))
-        case .address(let service):
-            guard answer.status == 200, let text = UPnP.element("NewExternalIPAddress", of: body),
-                let ip = IPAddress(text)
-            else {
-                badAnswers += 1
-                return
-            }
-            map(
-                service, external: ip, port: mapping?.external.port ?? network.port, conflicts: 0,
-                lease: limits.lifetimeSeconds)
-        case .map(let service, let ip, let port, let conflicts, let lease):
-            if answer.status == 200 {
-                let reserved = UPnP.element("NewReservedPort", of: body).flatMap { UInt16($0) }
-                take(.upnp, SocketAddress(ip, port: reserved ?? port), limits.lifetimeSeconds, now)
-                if mapping?.service == .upnp { mapping?.upnp = service }
-                return
-            }
-            switch UPnP.element("errorCode", of: body).flatMap({ Int($0) }) {
-            case 718 where conflicts < limits.conflicts:  // somebody else has the port
-                let other = UInt16(1_024 + random.next() % 64_000)
-                map(service, external: ip, port: other, conflicts: conflicts + 1, lease: lease)
-            case 725 where lease != 0:  // only leases without end
-                map(service, external: ip, port: port, conflicts: conflicts, lease: 0)
-            default: badAnswers += 1
-            }
-        }
-    }
-
-    private mutating func map(
-        _ service: UPnP.Service, external: IPAddress, port: UInt16, conflicts: Int, lease: UInt32
-    ) {
-        guard let network else { return }
-        let call = UPnP.call(
-            service.choosesPort ? "AddAnyPortMapping" : "AddPortMapping",
-            [
-                "NewRemoteHost": "", "NewExternalPort": "\(max(port, 1_024))", "NewProtocol": "UDP",
-                "NewInternalPort": "\(network.port)", "NewInternalClient": "\(network.own)",
-                "NewEnabled": "1",
-                "NewPortMappingDescription": "coder", "NewLeaseDuration": "\(lease)",
-            ], of: service, gateway: network.gateway)
-        request(
-            .map(service, external: external, port: max(port, 1_024), conflicts: conflicts, lease: lease),
-            at: service.control.port, call)
     }
 }

@@ -190,6 +190,17 @@ import Testing
         #expect(network.route(0, 1) == best)
     }
 
+    @Test func aRefusedChangeChangesNothing() {
+        let network = pair()
+        let (a, b) = (network.hosts[0], network.hosts[1])
+        let other = PathVectors.privateKey(4_711).nodePublicKey
+        let weak = Paths.PeerConfiguration(nodeKey: other, discoKey: .zero, home: 1, endpoints: [])
+        #expect(a.setPeer(b.id, weak, now: network.now) == nil)
+        #expect(a.peer(forNode: b.nodeKey) == b.id && a.peer(forNode: other) == nil)
+        network.run(.seconds(1), traffic: true)
+        #expect(network.route(0, 1).udp == b.inside)
+    }
+
     @Test func tablesShrinkAgain() {
         let network = pair()
         let (a, b) = (network.hosts[0], network.hosts[1])

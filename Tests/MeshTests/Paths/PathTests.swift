@@ -202,6 +202,24 @@ import Testing
         #expect(network.route(1, 0).relay == nil)
     }
 
+    /// A peer restarts behind the NAT that keeps its address: its first packet from there counts again.
+    @Test func aRestartedPeerIsFoundByItsPackets() {
+        let network = PathSimulator([.none, .none])
+        network.introduce()
+        let (a, b) = (network.hosts[0], network.hosts[1])
+        let place = SocketAddress(IPAddress(v4: 0xc633_6463), port: 4_000)
+        let isKnown = {
+            a.status(of: b.id, now: network.now)?.candidates.contains { $0.address == place } == true
+        }
+        a.paths.noteReceived(b.id, from: place, now: network.now)
+        #expect(isKnown())
+        b.discoKey = PathVectors.privateKey(999)
+        #expect(a.setPeer(b.id, b.configuration, now: network.now) == .restarted)
+        #expect(!isKnown())
+        a.paths.noteReceived(b.id, from: place, now: network.now)
+        #expect(isKnown())
+    }
+
     // P7: a path too small for full datagrams is never taken.
     @Test func smallPathsStayOnTheRelay() {
         let network = PathSimulator([.none, .none])

@@ -86,6 +86,18 @@ extension Connection {
         cubic.setWindow(flight + max(allowance, 0), segmentSize)
     }
 
+    /// Everything on its way counts as lost.
+    mutating func beginLoss() {
+        phase = .loss
+        recoveryPoint = sendNext
+        tailProbeEnd = nil
+        probeNeeded = false
+        duplicateACKs = 0
+        // The oldest byte reported as arrived but never acknowledged: the receiver threw it away.
+        if let first = sent.first, first.state == .sacked { sent.forgetSacks() }
+        _ = sent.markLost { _ in true }
+    }
+
     mutating func endRecovery() {
         if phase == .recovery { cubic.setWindow(cubic.threshold, segmentSize) }
         phase = .open
@@ -104,7 +116,7 @@ extension Connection {
         guard phase != .open, let undo, let stamp = undo.timestamp, segment.hasTimestamp,
             Int32(bitPattern: segment.timestampEcho &- stamp) < 0
         else { return }
-        if phase == .loss, let age = delivery.echoAge { trip.adapt(age) }
+        if phase == .loss, !undo.wasTold, let age = delivery.echoAge { trip.adapt(age) }
         takeBack(undo, &context)
     }
 
@@ -121,7 +133,7 @@ extension Connection {
         if undo.cubic.window > cubic.window { cubic = undo.cubic }
         self.undo = nil
         phase = .open
-        reorderingSeen = true
+        if !undo.wasTold { reorderingSeen = true }
         sent.unmarkLost()
     }
 

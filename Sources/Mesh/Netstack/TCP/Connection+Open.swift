@@ -106,8 +106,8 @@ extension Connection {
     /// Our SYN was acknowledged.
     mutating func establish(_ segment: Segment, _ now: Instant, _ context: inout StackContext) {
         state = .established
-        let wasRetransmitted = retries > 0
-        if let first = sent.first, !wasRetransmitted {
+        // Karn: which of several was answered nobody knows.
+        if let first = sent.first, !first.retransmitted {
             trip.sample(now.since(first.sentAt))
             receiveTrip = max(now.since(first.sentAt).nanoseconds, 1_000_000)
         }

@@ -187,6 +187,8 @@ extension Connection {
             sendNext = initialSend + 1
             sent.append(initialSend, sendNext, now: now)
             retransmitBase = now
+        } else {
+            sent.retransmitted(initialSend, 1, now: now)
         }
         sendTimer = .retransmit
         sendDeadline = now + trip.timeout

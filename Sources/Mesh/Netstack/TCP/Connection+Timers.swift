@@ -105,15 +105,9 @@ extension Connection {
             rememberForUndo(now)
             cubic.reduce(segmentSize)
         }
+        undo?.wasTold = false
         trip.backOff()
-        phase = .loss
-        recoveryPoint = sendNext
-        tailProbeEnd = nil
-        probeNeeded = false
-        duplicateACKs = 0
-        // The oldest byte reported as arrived but never acknowledged: the receiver threw it away.
-        if let first = sent.first, first.state == .sacked { sent.forgetSacks() }
-        _ = sent.markLost { _ in true }
+        beginLoss()
         cubic.setWindow(segmentSize, segmentSize)
         sendTimer = .retransmit
         sendDeadline = now + trip.timeout

@@ -215,6 +215,8 @@ struct Undo {
     var start: SequenceNumber
     /// Segments repeated since, less those that the peer reports to have had already.
     var repeated = 0
+    /// No timer ran out: the owner asked for the repetition.
+    var wasTold = false
 }
 
 /// What all connections of a stack share.

@@ -127,11 +127,19 @@ struct Cubic {
 
     /// RFC 5681 §4.1: halves the window per time-out spent idle, down to the initial window.
     mutating func restart(idle: Interval, timeout: Interval, _ segment: Int) {
+        guard timeout.nanoseconds > 0 else { return }
+        restart(window >> Int(min(idle.nanoseconds / timeout.nanoseconds, 30)), segment)
+    }
+
+    /// The path is another one, of which nothing is known: the initial window, and slow start up to where it was good
+    /// before.
+    mutating func startOver(_ segment: Int) { restart(0, segment) }
+
+    private mutating func restart(_ bytes: Int, _ segment: Int) {
         let initial = Self.initialSegments * segment
-        guard window > initial, timeout.nanoseconds > 0 else { return }
+        guard window > initial else { return }
         threshold = max(threshold == .max ? 0 : threshold, window / 4 * 3)
-        let halvings = min(idle.nanoseconds / timeout.nanoseconds, 30)
-        window = max(window >> Int(halvings), initial)
+        window = max(bytes, initial)
         epoch = nil
         beginRounds()
     }
