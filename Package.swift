@@ -90,6 +90,10 @@ if !pureOnly {
     ]
     targets += [
         .systemLibrary(name: "CPQ", pkgConfig: "libpq", providers: [.apt(["libpq-dev"])]),
+        // BoringSSL's C interface is a module of the package that has NIOSSL for a product.
+        .target(
+            name: "TLS", dependencies: [.product(name: "NIOSSL", package: "swift-nio-ssl")],
+            exclude: ["README.md"], swiftSettings: base),
         .target(
             name: "HTTPTransport", dependencies: nio + [log, crypto, "LinuxIO"], exclude: ["README.md"],
             swiftSettings: small),
@@ -103,8 +107,8 @@ if !pureOnly {
         .target(
             name: "Server",
             dependencies: nio + [
-                "RPC", "Coordinator", "DERPRelay", "HTTPTransport", "Mesh", "CPQ", "LinuxIO", log, crypto,
-                protobuf, .product(name: "CryptoExtras", package: "swift-crypto"),
+                "RPC", "Coordinator", "DERPRelay", "HTTPTransport", "Mesh", "CPQ", "LinuxIO", "TLS", log,
+                crypto, protobuf, .product(name: "CryptoExtras", package: "swift-crypto"),
                 .product(name: "Hummingbird", package: "hummingbird"),
                 .product(name: "HummingbirdCore", package: "hummingbird"),
                 .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
@@ -112,7 +116,7 @@ if !pureOnly {
         .target(
             name: "CLI",
             dependencies: [
-                "Tailnet", "Resume", "Mesh", "SSH", "RPC", "HTTPTransport", "Agent", "LinuxIO", log,
+                "Tailnet", "Resume", "Mesh", "SSH", "RPC", "HTTPTransport", "Agent", "LinuxIO", "TLS", log,
             ],
             exclude: ["README.md"], swiftSettings: small),
         .executableTarget(
@@ -147,8 +151,11 @@ if !pureOnly {
             swiftSettings: base),
         .testTarget(
             name: "ServerTests",
-            dependencies: ["Server", "HTTPTransport", "RPC", "Mesh", "LinuxIO", "TestSupport", protobuf],
+            dependencies: [
+                "Server", "HTTPTransport", "RPC", "Mesh", "LinuxIO", "TLS", "TestSupport", protobuf,
+            ],
             swiftSettings: base),
+        .testTarget(name: "TLSTests", dependencies: ["TLS", "Mesh", "TestSupport"], swiftSettings: base),
         .testTarget(
             name: "HTTPTransportTests", dependencies: nio + ["HTTPTransport", "LinuxIO", crypto],
             swiftSettings: base),

@@ -51,7 +51,7 @@ class Relay:
              f"{folder}/key.pem", "--drain-time", "0s"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.pid = self.process.pid
-        self.plain, self.secure = f"http://127.0.0.1:{plain}", f"https://localhost:{secure}"
+        self.plain, self.secure = f"http://127.0.0.1:{plain}", f"https://127.0.0.1:{secure}"
         for _ in range(200):
             try:
                 urllib.request.urlopen(f"{self.plain}/healthz", timeout=1).read()

@@ -7,11 +7,11 @@ internal import Synchronization
 /// A DERP relay: forwards packets between clients by their node keys (`derp.md`). One thread owns all connections,
 /// reads large pieces, rewrites frames in place and writes them on; nothing is allocated per packet.
 ///
-/// Any thread may call it. The HTTP server does the upgrade and hands the bare connection over with `adopt`; TLS and
-/// WebSocket connections come as the other end of a socket pair.
+/// Any thread may call it. Whoever does the upgrade hands the bare connection over with `adopt`, and with it its
+/// cipher if it has one; WebSockets come as the other end of a socket pair.
 public final class Relay: Sendable {
     enum Command: Sendable {
-        case adopt(Int32, leftover: [UInt8], source: String)
+        case adopt(Int32, leftover: [UInt8], source: String, cipher: (any RelayCipher)?)
         case link(Int32, leftover: [UInt8], ended: @Sendable (LinkEnd) -> Void)
         case admitted(UInt64, Bool)
         case health(String)
@@ -69,12 +69,14 @@ public final class Relay: Sendable {
     }
 
     /// Takes over an upgraded connection, a stream socket. `leftover`: bytes of the client that were read together
-    /// with its HTTP request. `source`: its address, for `verify`.
+    /// with its HTTP request, as they are without the cipher. `source`: its address, for `verify`. `cipher`: what all
+    /// that follows is sealed with; nobody else uses it from now on.
     public func adopt(
-        _ descriptor: consuming OwnedDescriptor, leftover: [UInt8] = [], source: String = ""
+        _ descriptor: consuming OwnedDescriptor, leftover: [UInt8] = [], source: String = "",
+        cipher: (any RelayCipher)? = nil
     ) {
         let number = descriptor.release()
-        if !postUnlessStopped(.adopt(number, leftover: leftover, source: source)) {
+        if !postUnlessStopped(.adopt(number, leftover: leftover, source: source, cipher: cipher)) {
             OwnedDescriptor(taking: number).close()
         }
     }

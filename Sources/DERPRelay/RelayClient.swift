@@ -131,6 +131,8 @@ final class RelayClient {
 
     let number: UInt64
     let descriptor: Int32
+    /// What its bytes are sealed with; nil: they are those of the socket.
+    let cipher: (any RelayCipher)?
     let opened: UInt64
     let source: String
     var session: DERPServerSession
@@ -155,6 +157,8 @@ final class RelayClient {
     var partialSince: UInt64 = 0
     /// Whether its bytes count as those of one that is not logged in.
     var isPartialLogin = false
+    /// What was sealed and the kernel did not take.
+    var sealed: [UInt8] = []
     /// Rest of a frame that was written in part: goes out before all else.
     var rest: [UInt8] = []
     /// Frames of the relay itself.
@@ -204,11 +208,12 @@ final class RelayClient {
     var notHereAt: UInt64 = 0
 
     init(
-        number: UInt64, descriptor: Int32, session: DERPServerSession, source: String, now: UInt64,
-        keepAliveAt: UInt64, rateTokens: Int
+        number: UInt64, descriptor: Int32, cipher: (any RelayCipher)?, session: DERPServerSession,
+        source: String, now: UInt64, keepAliveAt: UInt64, rateTokens: Int
     ) {
         self.number = number
         self.descriptor = descriptor
+        self.cipher = cipher
         self.session = session
         self.source = source
         self.keepAliveAt = keepAliveAt
@@ -219,9 +224,10 @@ final class RelayClient {
 
     /// Whether login is done, on either side.
     var isOpen: Bool { link?.session.isOpen ?? (session.isOpen && applicant == nil) }
-    var queuedBytes: Int { disco.bytes + bulkBytes }
+    var queuedBytes: Int { disco.bytes + bulkBytes + sealed.count }
     var queuedFrames: Int { disco.frames + bulkFrames }
-    var hasOutput: Bool { bulkFrames > 0 || !control.isEmpty || !rest.isEmpty || !disco.isEmpty }
+    var hasOutput: Bool { hasPlainOutput || !sealed.isEmpty }
+    var hasPlainOutput: Bool { bulkFrames > 0 || !control.isEmpty || !rest.isEmpty || !disco.isEmpty }
 
     func mayTellNotHere(_ now: UInt64) -> Bool {
         notHereTokens = min(3, notHereTokens + Double(now - min(now, notHereAt)) / 1e9)

@@ -181,8 +181,7 @@ extension RelayLoop {
         }
         var start = ready.start
         if isLast || ready.end - ready.start >= Self.directBytes, !target.hasOutput, !target.isBlocked {
-            let count = Glibc.send(
-                target.descriptor, buffer.baseAddress! + start, ready.end - start, Int32(MSG_NOSIGNAL))
+            let count = send(target, UnsafeRawBufferPointer(rebasing: buffer[start..<ready.end]))
             if count < 0, errno != EAGAIN, errno != EINTR, errno != ENOBUFS {
                 counters.droppedWriteError += ready.frames
                 close(target)
@@ -192,11 +191,11 @@ extension RelayLoop {
             counters.bytesSent += UInt64(written)
             if start + written == ready.end {
                 counters.packetsSent += ready.frames
+                if !target.sealed.isEmpty { noteBlocked(target) }
                 return
             }
             start = queueRest(of: ready, from: start + written)
-            setBlocked(target, true)
-            target.stalledSince = now
+            noteBlocked(target)
         }
         while start < ready.end {
             let end = start + frameLength(start)

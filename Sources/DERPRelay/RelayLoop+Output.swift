@@ -100,9 +100,10 @@ extension RelayLoop {
     /// Offers everything that waits to the kernel: the rest of a begun frame, own frames, discovery, then the
     /// senders in turn.
     func flush(_ client: RelayClient) {
-        while client.hasOutput {
+        if !client.sealed.isEmpty, !flushSealed(client) { return }
+        while client.hasPlainOutput {
             dropLate(client)
-            guard client.hasOutput else { break }
+            guard client.hasPlainOutput else { break }
             let (written, offered) = writeOnce(client)
             guard written > 0 else {
                 if written < 0 { return }
@@ -151,24 +152,23 @@ extension RelayLoop {
                         let flow = client.flows[(first + step) % client.flows.count]
                         add(shares ? flow.queue.prefix(Self.quantumBytes) : flow.queue.contents)
                     }
-                    var message = msghdr()
-                    message.msg_iov = vectors.baseAddress
-                    message.msg_iovlen = count
-                    return sendmsg(client.descriptor, &message, Int32(MSG_NOSIGNAL))
+                    return send(client, UnsafeMutableBufferPointer(rebasing: vectors[..<count]))
                 }
             }.orElse { [self] in
                 if errno == EAGAIN || errno == EINTR || errno == ENOBUFS { return 0 }
                 close(client)
                 return -1
             }.then { [self] written in
-                if written > 0 { consume(client, written, isShort: written < offered) }
+                if written > 0 { consume(client, written) }
+                // A cipher takes no more at once than it wants: only what is left of that says that the kernel is full.
+                if client.cipher != nil { offered = written + (client.sealed.isEmpty ? 0 : 1) }
                 return (written, offered)
             }
         }
     }
 
     /// Forgets what was written, in the order in which it was offered.
-    private func consume(_ client: RelayClient, _ written: Int, isShort: Bool) {
+    private func consume(_ client: RelayClient, _ written: Int) {
         var left = written
         func take(_ bytes: inout [UInt8]) {
             let count = min(left, bytes.count)

@@ -42,6 +42,10 @@ final class RelayLoop {
     var now: UInt64 = 0
     /// Room for the largest begun frame and one read behind it.
     let buffer: UnsafeMutableRawBufferPointer
+    /// What was read of a connection with a cipher, or is to be sealed together for one; and what was sealed. Neither
+    /// means anything between two calls.
+    let scratch: UnsafeMutableRawBufferPointer
+    var sealedOutput: [UInt8] = []
     private var nextNumber: UInt64 = 1
     private var nextSweep: UInt64 = 0
     private var stopAt = UInt64.max
@@ -59,10 +63,15 @@ final class RelayLoop {
         self.epoll = epoll
         self.random = random
         buffer = .allocate(
-            byteCount: DERP.headerBytes + DERP.maximumClientInfoBytes + limits.readBytes, alignment: 4096)
+            byteCount: DERP.headerBytes + DERP.maximumClientInfoBytes + limits.readBytes + Relay.cipherRoom,
+            alignment: 4096)
+        scratch = .allocate(byteCount: limits.readBytes, alignment: 4096)
     }
 
-    deinit { buffer.deallocate() }
+    deinit {
+        buffer.deallocate()
+        scratch.deallocate()
+    }
 
     var milliseconds: UInt32 { UInt32(truncatingIfNeeded: now / 1_000_000) }
 
@@ -115,6 +124,7 @@ final class RelayLoop {
         mailbox.isStopped.store(true, ordering: .releasing)
         handleCommands()  // Closes what was adopted meanwhile.
         for client in clients.values {
+            sayEnd(client)
             Glibc.close(client.descriptor)
             client.pausedSenders = []
             client.link?.ended(.stopped)
@@ -143,8 +153,8 @@ final class RelayLoop {
         }
         for command in commands {
             switch command {
-            case .adopt(let descriptor, let leftover, let source):
-                if let client = take(descriptor, source) {
+            case .adopt(let descriptor, let leftover, let source, let cipher):
+                if let client = take(descriptor, source, cipher) {
                     sendControl(DERPServerSession.serverKeyFrame(publicKey), to: client)
                     begin(client, leftover)
                 }
@@ -161,7 +171,7 @@ final class RelayLoop {
     // MARK: Connections
 
     /// Makes a client of a connection; nil (and closed) when that cannot be.
-    func take(_ descriptor: Int32, _ source: String) -> RelayClient? {
+    func take(_ descriptor: Int32, _ source: String, _ cipher: (any RelayCipher)? = nil) -> RelayClient? {
         guard stopAt == .max, clients.count < limits.connections, isWelcome(source) else {
             if stopAt == .max { counters.refusedForLimits += 1 }
             Glibc.close(descriptor)
@@ -186,7 +196,8 @@ final class RelayLoop {
         if clients.isEmpty { nextSweep = now + 1_000_000_000 }
         let session = DERPServerSession(serverKey: configuration.privateKey, meshKey: meshKey)
         let client = RelayClient(
-            number: number, descriptor: descriptor, session: session, source: source, now: now,
+            number: number, descriptor: descriptor, cipher: cipher, session: session, source: source,
+            now: now,
             keepAliveAt: nextKeepAlive(), rateTokens: limits.burstBytes)
         clients[number] = client
         noteSource(client)
@@ -224,13 +235,7 @@ final class RelayLoop {
 
     private func read(_ client: RelayClient) {
         let kept = client.partial.count
-        let room = min(limits.readBytes, buffer.count - kept)
-        let count = recv(client.descriptor, buffer.baseAddress! + kept, room, 0)
-        guard count > 0 else {
-            if count < 0, errno == EAGAIN || errno == EINTR { return }
-            close(client)
-            return
-        }
+        guard let count = receive(client, at: kept) else { return }
         if kept > 0, kept + count < client.neededBytes {
             // Still no whole frame: what is kept stays where it is, or each small piece would move all of it.
             extendPartial(client, UnsafeRawBufferPointer(rebasing: buffer[kept..<kept + count]))
@@ -240,6 +245,7 @@ final class RelayLoop {
             parseAny(client, count: kept + count)
         }
         if limits.bytesPerSecond > 0, !client.isClosed { takeTokens(client, count) }
+        if let cipher = client.cipher, cipher.isOver { close(client) }
     }
 
     func parseAny(_ client: RelayClient, count: Int) {
@@ -252,6 +258,7 @@ final class RelayLoop {
     func close(_ client: RelayClient) {
         guard !client.isClosed else { return }
         client.isClosed = true
+        sayEnd(client)
         epoll.epoll.remove(client.descriptor)
         Glibc.close(client.descriptor)
         clients[client.number] = nil

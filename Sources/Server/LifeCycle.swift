@@ -75,9 +75,7 @@ enum LifeCycle {
     }
 
     /// How many relay connections this process has descriptors for, up to what a relay takes by itself.
-    static func relayConnections(hasTLS: Bool) -> Int {
-        min(Relay.Limits().connections, max(64, (descriptorLimit - 256) / (hasTLS ? 3 : 1)))
-    }
+    static var relayConnections: Int { min(Relay.Limits().connections, max(64, descriptorLimit - 256)) }
 
     /// How many descriptors this process may have.
     static var descriptorLimit: Int {

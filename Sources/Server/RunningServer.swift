@@ -179,7 +179,7 @@ extension RunningServer {
         let map = try await DERPMapBuilder.map(
             options, accessURL: accessURL, stunPort: stun?.port, secondPort: stun?.secondPort)
         var configuration = Relay.Configuration(privateKey: key)
-        configuration.limits.connections = LifeCycle.relayConnections(hasTLS: options.tlsEnable)
+        configuration.limits.connections = LifeCycle.relayConnections
         let relay = options.derpEnable ? try Relay(configuration, generator: &generator) : nil
         let mesh = try MeshServices(
             map: map, blocksDirect: options.blockDirect, relay: relay, stun: stun,

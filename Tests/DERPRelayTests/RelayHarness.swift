@@ -52,7 +52,7 @@ final class RelayHarness {
     }
 
     /// The client's end of a connection that the relay just took.
-    func connect(leftover: [UInt8] = []) throws -> Int32 {
+    func connect(leftover: [UInt8] = [], cipher: TestCipher? = nil) throws -> Int32 {
         if usesTCP {
             let client = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
             var address = sockaddr_in()
@@ -65,17 +65,22 @@ final class RelayHarness {
                 }
             }
             try #require(status == 0)
-            relay.adopt(OwnedDescriptor(taking: accept(listener, nil, nil)), leftover: leftover)
+            relay.adopt(
+                OwnedDescriptor(taking: accept(listener, nil, nil)), leftover: leftover, cipher: cipher)
             return client
         }
         let (client, server) = try Descriptor.socketPair().release()
-        relay.adopt(OwnedDescriptor(taking: server), leftover: leftover)
+        relay.adopt(OwnedDescriptor(taking: server), leftover: leftover, cipher: cipher)
         return client
     }
 
-    func client(_ key: PrivateKey? = nil, info: DERPClientInfo = DERPClientInfo()) throws -> TestClient {
+    func client(
+        _ key: PrivateKey? = nil, info: DERPClientInfo = DERPClientInfo(), isSealed: Bool = false
+    ) throws -> TestClient {
         var generator = SystemRandomNumberGenerator()
-        let client = TestClient(try connect(), key: key ?? PrivateKey(using: &generator), info: info)
+        let client = TestClient(
+            try connect(cipher: isSealed ? TestCipher() : nil), key: key ?? PrivateKey(using: &generator),
+            info: info, cipher: isSealed ? TestCipher() : nil)
         try client.wait { if case .ready = $0 { true } else { false } }
         return client
     }
@@ -95,13 +100,15 @@ final class TestClient {
     let descriptor: Int32
     let key: PrivateKey
     private var machine: DERPClient
+    private let cipher: TestCipher?
     /// Everything that happened, packets with their bytes.
     private(set) var packets: [(from: NodePublicKey, bytes: [UInt8])] = []
     private(set) var events: [DERPClient.Event] = []
 
     struct Closed: Error {}
 
-    init(_ descriptor: Int32, key: PrivateKey, info: DERPClientInfo) {
+    init(_ descriptor: Int32, key: PrivateKey, info: DERPClientInfo, cipher: TestCipher? = nil) {
+        self.cipher = cipher
         self.descriptor = descriptor
         self.key = key
         var generator = SystemRandomNumberGenerator()
@@ -139,8 +146,11 @@ final class TestClient {
         try flush()
     }
 
+    /// What goes over the descriptor for these bytes, once.
+    func sealed(_ bytes: [UInt8]) -> [UInt8] { cipher?.sealed(bytes) ?? bytes }
+
     func write(_ bytes: [UInt8]) throws {
-        try bytes.withUnsafeBytes { try Descriptor.writeAll(descriptor, $0) }
+        try sealed(bytes).withUnsafeBytes { try Descriptor.writeAll(descriptor, $0) }
     }
 
     private func flush() throws {
@@ -191,11 +201,12 @@ final class TestClient {
     }
 
     private func fill() throws {
-        let descriptor = descriptor
+        let (descriptor, cipher) = (descriptor, cipher)
         var isEnd = false
         machine.withInputSpace { (space: UnsafeMutableRawBufferPointer) throws(Never) in
             let count = read(descriptor, space.baseAddress, space.count)
             isEnd = count <= 0
+            cipher?.open(UnsafeMutableRawBufferPointer(rebasing: space[..<max(0, count)]))
             return max(0, count)
         }
         if isEnd { throw Closed() }

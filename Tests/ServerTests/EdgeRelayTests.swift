@@ -379,22 +379,26 @@ final class RelayClientStub: @unchecked Sendable {
         let hello = DERPServerSession.serverKeyFrame(relayKey)
         #expect(await plain.read(hello.count) == hello)
 
+        let (login, key) = try login(after: hello)
+        let payload = [UInt8](repeating: 7, count: 2_000)
+        let packet = DERP.frame(.sendPacket, key.bytes, payload)
+        let fast = try RawConnection(port: port)
+        await fast.send(Array((request + "Derp-Fast-Start: 1\r\n\r\n").utf8) + login + packet)
+        #expect(await fast.read(hello.count) == hello)
+        let info = await fast.read(5)
+        try #require(info.count == 5 && info[0] == DERPFrameType.serverInfo.rawValue)
+        _ = await fast.read(Int(info[3]) << 8 | Int(info[4]))
+        #expect(await fast.read(packet.count) == DERP.frame(.receivePacket, key.bytes, payload))
+    }
+
+    /// What a new client says to the relay that says `hello`, and the client's key.
+    static func login(after hello: [UInt8]) throws -> ([UInt8], NodePublicKey) {
         var generator = SystemRandomNumberGenerator()
         let key = PrivateKey(using: &generator)
         var machine = DERPClient(privateKey: key, random: SecureGenerator(seededBy: &generator), now: now)
         hello.withUnsafeBytes { machine.receive($0.bytes) }
         _ = try machine.nextEvent(now: now)
-        let payload = [UInt8](repeating: 7, count: 2_000)
-        _ = payload.withUnsafeBytes { machine.send($0.bytes, to: key.nodePublicKey, now: now) }
-        let login = machine.withOutput { span in span.withUnsafeBytes { Array($0) } }
-        let fast = try RawConnection(port: port)
-        await fast.send(Array((request + "Derp-Fast-Start: 1\r\n\r\n").utf8) + login)
-        #expect(await fast.read(hello.count) == hello)
-        let info = await fast.read(5)
-        try #require(info.count == 5 && info[0] == DERPFrameType.serverInfo.rawValue)
-        _ = await fast.read(Int(info[3]) << 8 | Int(info[4]))
-        #expect(
-            await fast.read(5 + 32 + 2_000) == DERP.frame(.receivePacket, key.nodePublicKey.bytes, payload))
+        return (machine.withOutput { span in span.withUnsafeBytes { Array($0) } }, key.nodePublicKey)
     }
 
     private func aside<R: Sendable>(_ body: @escaping @Sendable () throws -> R) async throws -> R {

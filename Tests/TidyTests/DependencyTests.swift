@@ -17,11 +17,14 @@ import Testing
         "Resume": ["CSodium"],
         "Coordinator": ["Mesh", "RPC"],
         "DERPRelay": ["CLinux", "LinuxIO", "Mesh"],
+        "TLS": [],
         "HTTPTransport": ["LinuxIO"],
         "Tailnet": ["HTTPTransport", "LinuxIO", "Mesh", "RPC", "Resume"],
         "Agent": ["CLinux", "HTTPTransport", "LinuxIO", "Mesh", "RPC", "Resume", "SSH", "Tailnet"],
-        "Server": ["CLinux", "CPQ", "Coordinator", "DERPRelay", "HTTPTransport", "LinuxIO", "Mesh", "RPC"],
-        "CLI": ["CLinux", "LinuxIO", "Mesh", "RPC", "SSH", "HTTPTransport", "Tailnet", "Agent"],
+        "Server": [
+            "CLinux", "CPQ", "Coordinator", "DERPRelay", "HTTPTransport", "LinuxIO", "Mesh", "RPC", "TLS",
+        ],
+        "CLI": ["CLinux", "LinuxIO", "Mesh", "RPC", "SSH", "HTTPTransport", "TLS", "Tailnet", "Agent"],
         "coder": ["CLI", "Server"],
         "coder-slim": ["CLI"],
     ]
@@ -31,7 +34,7 @@ import Testing
         "Sources/Mesh/Addresses", "Sources/Mesh/Keys", "Sources/Mesh/WireGuard", "Sources/Mesh/Netstack",
         "Sources/Mesh/UAPI", "Sources/Mesh/Disco", "Sources/Mesh/STUN", "Sources/Mesh/DERP",
         "Sources/Mesh/Paths", "Sources/NetSim", "Sources/SSH", "Sources/Resume",
-        "Sources/RPC", "Sources/Coordinator",
+        "Sources/RPC", "Sources/Coordinator", "Sources/TLS",
     ]
     static let impure = ["LinuxIO", "CLinux", "Glibc", "Musl", "Dispatch", "Foundation", "NIO", "Logging"]
 
@@ -71,7 +74,7 @@ import Testing
     }
 
     @Test func meshAndSSHBuildWithoutNIO() {
-        for folder in ["Sources/Mesh", "Sources/SSH", "Sources/DERPRelay", "Sources/LinuxIO"] {
+        for folder in ["Mesh", "SSH", "DERPRelay", "LinuxIO", "TLS"].map({ "Sources/\($0)" }) {
             for file in Project.swiftFiles(folder) {
                 #expect(!Self.imports(file).contains { $0.hasPrefix("NIO") }, "\(file.path) imports NIO")
             }

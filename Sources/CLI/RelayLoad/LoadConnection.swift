@@ -4,12 +4,21 @@ internal import Glibc
 internal import HTTPTransport
 internal import LinuxIO
 internal import Mesh
+internal import Synchronization
+internal import TLS
 
 /// Opens connections to a relay.
 struct LoadDoor: Sendable {
     let url: HTTPURL
     let options: ConnectOptions
-    private let http = HTTPClient()
+    /// One event loop each, so that the tool's own share of TLS finds more than one core.
+    private let clients = [HTTPClient(), HTTPClient()]
+    private let turn = Turn()
+    private let context = Result { try TLSContext(believingAnyoneBy: "X25519") }
+
+    private final class Turn: Sendable {
+        let count = Atomic<Int>(0)
+    }
 
     init(url: HTTPURL, options: ConnectOptions) {
         self.url = url
@@ -17,18 +26,21 @@ struct LoadDoor: Sendable {
     }
 
     /// A connection that is logged in. Without TLS and with an address as host the upgrade is made on a bare socket,
-    /// so that the tool costs little beside the relay.
-    func open() async throws -> LoadConnection {
-        if url.scheme == .http, let ip = IPAddress(url.host) {
+    /// so that the tool costs little beside the relay. `isIdle`: nothing will pass; then that goes for TLS, too, if any
+    /// certificate will do.
+    func open(isIdle: Bool = false) async throws -> LoadConnection {
+        if let ip = IPAddress(url.host), url.scheme == .http || isIdle && options.acceptsAnyCertificate {
             let address = SocketAddress(ip, port: UInt16(clamping: url.port))
-            let authority = url.authority
-            let path = url.path
+            let (url, context) = (url, url.scheme == .http ? nil : context)
             return try await RelayLoadCommand.blocking {
-                try LoadConnection.dial(address, authority: authority, path: path)
+                try LoadConnection.dial(address, url, try context?.get())
             }
         }
-        let number = try await http.upgrade(url, protocol: "DERP", options: options).release()
-        return try await RelayLoadCommand.blocking { try LoadConnection(loggingInOn: number) }
+        let turn = turn.count.wrappingAdd(1, ordering: .relaxed).oldValue
+        let number = try await clients[turn % clients.count].upgrade(
+            url, protocol: "DERP", options: options
+        ).release()
+        return try await RelayLoadCommand.blocking { try LoadConnection(number) }
     }
 }
 
@@ -40,8 +52,12 @@ final class LoadConnection: Sendable {
 
     let descriptor: Int32
     let key: NodePublicKey
+    /// What seals the bytes, if they are not those of the descriptor.
+    private let session: TLSSession?
 
-    static func dial(_ address: SocketAddress, authority: String, path: String) throws -> LoadConnection {
+    static func dial(
+        _ address: SocketAddress, _ url: HTTPURL, _ context: TLSContext?
+    ) throws -> LoadConnection {
         let kernel = KernelAddress(
             high: address.ip.high, low: address.ip.low, port: address.port, isV4: address.ip.isV4)
         let socket = try StreamSocket.connect(to: kernel)
@@ -50,47 +66,45 @@ final class LoadConnection: Sendable {
         try StreamSocket.outcome(socket.number)
         try Descriptor.setNonBlocking(socket.number, false)
         Descriptor.setNoDelay(socket.number)
-        let request =
-            "GET \(path) HTTP/1.1\r\nHost: \(authority)\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n"
-        try Array(request.utf8).withUnsafeBytes { try Descriptor.writeAll(socket.number, $0) }
-        var head: [UInt8] = []
-        while !head.suffix(4).elementsEqual([13, 10, 13, 10]) {
-            // The head is peeked at, so that nothing behind it is taken.
-            var bytes = [UInt8](repeating: 0, count: 1_024)
-            let seen = recv(socket.number, &bytes, bytes.count, 2)
-            guard seen > 0, head.count < 8_192 else { throw Failed(description: "no answer to the upgrade") }
-            let end = (0..<seen).first { index in
-                let tail = (head + bytes[...index]).suffix(4)
-                return tail.elementsEqual([13, 10, 13, 10])
-            }
-            let taken = recv(socket.number, &bytes, (end ?? seen - 1) + 1, 0)
-            head += bytes[..<max(0, taken)]
+        let session = try context.map { context in
+            guard let session = TLSSession(context) else { throw Failed(description: "no memory for TLS") }
+            return session
         }
+        var stream = LoadStream(socket.number, session: session)
+        try stream.write(
+            "GET \(url.path) HTTP/1.1\r\nHost: \(url.authority)\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n"
+                .utf8)
+        let head = try stream.readHead()
         guard head.starts(with: Array("HTTP/1.1 101".utf8)) else {
             throw Failed(description: String(decoding: head.prefix { $0 != 13 }, as: UTF8.self))
         }
-        return try LoadConnection(loggingInOn: socket.release())
+        let key = try logIn(&stream)
+        return LoadConnection(socket.release(), key, stream.session)
     }
 
-    /// Logs in; takes the descriptor over.
-    init(loggingInOn descriptor: Int32) throws {
-        self.descriptor = descriptor
+    private init(_ descriptor: Int32, _ key: NodePublicKey, _ session: TLSSession?) {
+        (self.descriptor, self.key, self.session) = (descriptor, key, session)
+    }
+
+    /// Logs in on an upgraded connection; takes the descriptor over.
+    convenience init(_ descriptor: Int32) throws {
+        var stream = LoadStream(descriptor, session: nil)
+        self.init(descriptor, try Self.logIn(&stream), nil)
+    }
+
+    private static func logIn(_ stream: inout LoadStream) throws -> NodePublicKey {
         var generator = SystemRandomNumberGenerator()
         let privateKey = PrivateKey(using: &generator)
-        key = privateKey.nodePublicKey
         var machine = DERPClient(
             privateKey: privateKey, random: SecureGenerator(seededBy: &generator), now: Self.now)
-        var buffer = [UInt8](repeating: 0, count: 4_096)
         while true {
-            let count = read(descriptor, &buffer, buffer.count)
-            guard count > 0 else { throw Failed(description: "the relay closed the connection at login") }
-            buffer.withUnsafeBytes { machine.receive(UnsafeRawBufferPointer(rebasing: $0[..<count]).bytes) }
+            try stream.read().withUnsafeBytes { machine.receive($0.bytes) }
             while let event = try machine.nextEvent(now: Self.now) {
-                if case .ready = event { return }
+                if case .ready = event { return privateKey.nodePublicKey }
             }
             let output = machine.withOutput { bytes in bytes.withUnsafeBytes { Array($0) } }
             machine.consumeOutput(output.count)
-            try output.withUnsafeBytes { try Descriptor.writeAll(descriptor, $0) }
+            try stream.write(output)
         }
     }
 

@@ -100,7 +100,7 @@ enum RelayLoadCommand {
                 group.addTask {
                     var opened: [LoadConnection] = []
                     for _ in 0..<share {
-                        let connection = try await door.open()
+                        let connection = try await door.open(isIdle: true)
                         if stays { opened.append(connection) } else { connection.close() }
                     }
                     return opened

@@ -5,18 +5,21 @@ internal import LinuxIO
 internal import NIOCore
 internal import NIOPosix
 internal import Synchronization
+internal import TLS
 
 /// The bytes of one accepted connection. Nothing is read from the socket until `read` asks for it, so a slow
 /// consumer slows its peer down, and the socket can be given away whole: see `detach`.
 final class ByteStream: Sendable {
     private let channel: any Channel
     private let handler: NIOLoopBound<DemandHandler>
+    /// What lies between these bytes and the socket, if anything does.
+    private let encryption: NIOLoopBound<TLSHandler>?
     /// Textual address of the peer, without port.
     let peerAddress: String
     /// Where this connection counts, as long as it does.
     private let place = Mutex<ConnectionCount?>(nil)
     /// Whether TLS lies between these bytes and the socket.
-    let isEncrypted: Bool
+    var isEncrypted: Bool { encryption != nil }
 
     /// A peer that takes nothing for this long is gone.
     private static let writeTimeout = TimeAmount.seconds(60)
@@ -27,14 +30,18 @@ final class ByteStream: Sendable {
     private static let bridgeWaterMark = ChannelOptions.Types.WriteBufferWaterMark(
         low: 8 << 10, high: 32 << 10)
 
-    /// Adds the reading end to a channel's pipeline. Call on the channel's event loop.
-    init(wrapping channel: any Channel, isEncrypted: Bool) throws {
+    /// Adds the reading end to a channel's pipeline, behind `session` if its bytes are sealed. `early`: plain bytes
+    /// that were received before. Call on the channel's event loop.
+    init(wrapping channel: any Channel, session: TLSSession?, early: [UInt8] = []) throws {
         self.channel = channel
-        self.isEncrypted = isEncrypted
         peerAddress = channel.remoteAddress?.ipAddress ?? ""
-        let handler = DemandHandler()
+        let (handler, encryption) = (
+            DemandHandler(early: ByteBuffer(bytes: early)), session.map(TLSHandler.init)
+        )
+        if let encryption { try channel.pipeline.syncOperations.addHandler(encryption) }
         try channel.pipeline.syncOperations.addHandler(handler)
         self.handler = NIOLoopBound(handler, eventLoop: channel.eventLoop)
+        self.encryption = encryption.map { NIOLoopBound($0, eventLoop: channel.eventLoop) }
     }
 
     /// The next bytes, at least one, or nil at the end of the stream. Cancelling, or waiting longer than
@@ -85,28 +92,26 @@ final class ByteStream: Sendable {
         count?.leave()
     }
 
-    /// Takes the socket away from the event loop: a descriptor of its own, and bytes that were received but not
-    /// read. Only for unencrypted connections (nil otherwise), and only while nobody reads.
-    func detach() async throws -> Detached? {
-        guard !isEncrypted else { return nil }
-        let channel = channel
-        let handler = handler
-        return try await channel.eventLoop.submit { () -> Detached? in
+    /// Takes the socket away from the event loop: a descriptor of its own, its encryption, and plain bytes that were
+    /// received but not read. Only while nobody reads.
+    func detach() async throws -> Detached {
+        let (channel, handler, encryption) = (channel, handler, encryption)
+        return try await channel.eventLoop.submit {
             let copy = try channel.pipeline.syncOperations.withUnsafeTransportIfAvailable(
                 of: NIOBSDSocket.Handle.self
             ) { number in Descriptor.duplicate(number) }
-            guard let copy, copy >= 0 else { return nil }
+            guard let copy, copy >= 0 else { throw SystemError(call: "fcntl") }
             let leftOver = handler.value.takeBuffered()
+            let session = encryption?.value.detach()
             channel.close(promise: nil)  // closes its own descriptor; the copy keeps the connection open
-            return Detached(number: copy, leftOver: Array(leftOver.readableBytesView))
+            return Detached(number: copy, session: session, leftOver: Array(leftOver.readableBytesView))
         }.get()
     }
 
-    /// Carries the bytes to and from one end of a socket pair from now on, and gives the other end away: for
-    /// connections whose bytes are not those of their socket. All of it happens on the event loop: no task has a part
-    /// in it. Only while nobody reads; afterwards only `close` and `closed` are of use. `isWebSocket`: the bytes are
-    /// those of binary messages.
-    func bridge(leftOver: [UInt8], isWebSocket: Bool) async throws -> Int32 {
+    /// Carries the bytes of a WebSocket's binary messages to and from one end of a socket pair from now on, and gives
+    /// the other end away. `leftOver`: what was received of it before. All of it happens on the event loop: no task
+    /// has a part in it. Only while nobody reads; afterwards only `close` and `closed` are of use.
+    func bridge(webSocket leftOver: [UInt8]) async throws -> Int32 {
         let (near, far) = try Descriptor.socketPair(nonBlocking: true).release()
         // What lies between the relay's queues and the socket has no priorities and knows no caps.
         for end in [near, far] { Descriptor.setSendBuffer(end, bytes: Self.bridgeBytes) }
@@ -127,9 +132,7 @@ final class ByteStream: Sendable {
                     .flatMapThrowing { _ in
                         let pipeline = channel.pipeline.syncOperations
                         try pipeline.addHandler(ends.value.0, position: .after(handler.value))
-                        if isWebSocket {
-                            try pipeline.addHandler(WebSocketBytes(), position: .after(handler.value))
-                        }
+                        try pipeline.addHandler(WebSocketBytes(), position: .after(handler.value))
                         Self.setRelayOptions(of: channel)
                         handler.value.passOn(early: ByteBuffer(bytes: leftOver))
                         ends.value.0.start()
@@ -149,7 +152,7 @@ final class ByteStream: Sendable {
     private static func setRelayOptions(of channel: any Channel) {
         let limits = Relay.Limits()
         try? channel.syncOptions?.setOption(.writeBufferWaterMark, value: Self.bridgeWaterMark)
-        // What is read or written at once, NIO and NIOSSL keep as buffers for as long as the connection lives.
+        // What is read at once NIO keeps as a buffer for as long as the connection lives.
         try? channel.syncOptions?.setOption(.maxMessagesPerRead, value: 1)
         // Best effort: without them the connection is slower to notice things.
         try? channel.pipeline.syncOperations.withUnsafeTransportIfAvailable(of: NIOBSDSocket.Handle.self) {
@@ -163,6 +166,7 @@ final class ByteStream: Sendable {
     /// What `detach` gives: the caller owns the descriptor number.
     struct Detached: Sendable {
         var number: Int32
+        var session: TLSSession?
         var leftOver: [UInt8]
     }
 }
@@ -173,11 +177,13 @@ private final class DemandHandler: ChannelInboundHandler {
     typealias InboundOut = ByteBuffer
 
     private var context: ChannelHandlerContext?
-    private var buffered = ByteBuffer()
+    private var buffered: ByteBuffer
     private var waiter: CheckedContinuation<ByteBuffer?, any Error>?
     private var isEnded = false
     private var failure: (any Error)?
     private var isPassing = false
+
+    init(early: ByteBuffer) { buffered = early }
 
     func handlerAdded(context: ChannelHandlerContext) { self.context = context }
 

@@ -2,23 +2,21 @@
 
 internal import Glibc
 internal import Logging
-internal import NIOSSL
 internal import Synchronization
+internal import TLS
 
 /// Certificate and key of HTTPS listeners. When the files change they are read again: new connections get the new
 /// certificate, no restart needed. Any task may use it.
 final class Certificates: Sendable {
     private struct State {
-        var context: NIOSSLContext
-        /// When the leaf is void, in seconds since 1970.
-        var expiry: Int
+        var context: TLSContext
         var stamp: [Int]
         var checkedAt: ContinuousClock.Instant
     }
 
     private let chainFile: String
     private let keyFile: String
-    private let curves: [NIOTLSCurve]?
+    private let groups: String?
     private let logger: Logger
     private let state: Mutex<State>
 
@@ -26,43 +24,42 @@ final class Certificates: Sendable {
     private static let checkInterval: Duration = .seconds(5)
 
     /// X25519 and P-256: a third less work than with ML-KEM, for listeners whose bytes are encrypted once more inside.
-    static let quickCurves: [NIOTLSCurve] = [.x25519, .secp256r1]
+    static let quickGroups = "X25519:P-256"
 
-    /// Reads one chain and its key. `curves`: nil for NIOSSL's choice.
+    /// Reads one chain and its key. `groups`: nil for BoringSSL's choice.
     static func load(
-        chains: [String], keys: [String], curves: [NIOTLSCurve]? = nil, logger: Logger
+        chains: [String], keys: [String], groups: String? = nil, logger: Logger
     ) throws -> Certificates {
         guard let chain = chains.first, let key = keys.first, chains.count == 1, keys.count == 1 else {
             throw PrivateCluster.StartError(
                 description: "TLS needs one --tls-cert-file and one --tls-key-file")
         }
-        return try Certificates(chain: chain, key: key, curves: curves, logger: logger)
+        return try Certificates(chain: chain, key: key, groups: groups, logger: logger)
     }
 
-    private init(chain: String, key: String, curves: [NIOTLSCurve]?, logger: Logger) throws {
+    private init(chain: String, key: String, groups: String?, logger: Logger) throws {
         chainFile = chain
         keyFile = key
-        self.curves = curves
+        self.groups = groups
         self.logger = logger
-        let (context, expiry) = try Self.read(chain, key, curves)
         state = Mutex(
             State(
-                context: context, expiry: expiry, stamp: Self.stamp(chain) + Self.stamp(key),
+                context: try Self.read(chain, key, groups), stamp: Self.stamp(chain) + Self.stamp(key),
                 checkedAt: .now))
     }
 
     /// When the certificate that serves now is void, in seconds since 1970.
-    var expiry: Int { state.withLock { $0.expiry } }
+    var expiry: Int { state.withLock { $0.context.expiry } }
 
     /// What the next connection uses.
-    var context: NIOSSLContext {
+    var context: TLSContext {
         state.withLock { state in
             guard .now - state.checkedAt >= Self.checkInterval else { return state.context }
             state.checkedAt = .now
             let stamp = Self.stamp(chainFile) + Self.stamp(keyFile)
             guard stamp != state.stamp else { return state.context }
             do {
-                (state.context, state.expiry) = try Self.read(chainFile, keyFile, curves)
+                state.context = try Self.read(chainFile, keyFile, groups)
                 state.stamp = stamp
                 logger.info("certificate read again", metadata: ["file": "\(chainFile)"])
             } catch {
@@ -73,26 +70,25 @@ final class Certificates: Sendable {
         }
     }
 
-    private static func read(
-        _ chain: String, _ key: String, _ curves: [NIOTLSCurve]?
-    ) throws -> (NIOSSLContext, expiry: Int) {
-        let certificates = try naming("certificate", chain) { try NIOSSLCertificate.fromPEMFile(chain) }
-        let secret = try naming("key", key) { try NIOSSLPrivateKey(file: key, format: .pem) }
-        var configuration = TLSConfiguration.makeServerConfiguration(
-            certificateChain: certificates.map { .certificate($0) }, privateKey: .privateKey(secret))
-        configuration.applicationProtocols = ["http/1.1"]
-        configuration.minimumTLSVersion = .tlsv12
-        configuration.curves = curves
-        return (try NIOSSLContext(configuration: configuration), certificates.first?.notValidAfter ?? 0)
+    private static func read(_ chain: String, _ key: String, _ groups: String?) throws -> TLSContext {
+        do throws(TLSContext.Failure) {
+            return try TLSContext(chainFile: chain, keyFile: key, groups: groups)
+        } catch {
+            throw PrivateCluster.StartError(description: reason(error, chain, key))
+        }
     }
 
     /// Says which file it was.
-    private static func naming<R>(_ what: String, _ path: String, _ read: () throws -> R) throws -> R {
-        do {
-            return try read()
-        } catch {
+    private static func reason(_ failure: TLSContext.Failure, _ chain: String, _ key: String) -> String {
+        func unusable(_ what: String, _ path: String) -> String {
             let reason = access(path, R_OK) == 0 ? "no \(what) in PEM form" : String(cString: strerror(errno))
-            throw PrivateCluster.StartError(description: "the \(what) file \(path) cannot be used: \(reason)")
+            return "the \(what) file \(path) cannot be used: \(reason)"
+        }
+        return switch failure {
+        case .noCertificate: unusable("certificate", chain)
+        case .noKey: unusable("key", key)
+        case .mismatch: "the key in \(key) does not belong to the certificate in \(chain)"
+        case .unusable: "TLS cannot be used: no memory"
         }
     }
 

@@ -3,7 +3,7 @@
 internal import Logging
 internal import NIOCore
 internal import NIOPosix
-internal import NIOSSL
+internal import TLS
 
 /// Listens on one address and serves each connection in a task of its own.
 struct HTTPServer: Sendable {
@@ -51,11 +51,11 @@ struct HTTPServer: Sendable {
         do {
             listener = try await bootstrap.bind(host: host, port: port) { channel in
                 channel.eventLoop.makeCompletedFuture {
-                    if let tls {
-                        try channel.pipeline.syncOperations.addHandler(
-                            NIOSSLServerHandler(context: tls.context))
+                    let session = try tls.map { tls in
+                        guard let session = TLSSession(tls.context) else { throw ChannelError.outputClosed }
+                        return session
                     }
-                    return try ByteStream(wrapping: channel, isEncrypted: tls != nil)
+                    return try ByteStream(wrapping: channel, session: session)
                 }
             }
         } catch {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import DERPRelay
+public import DERPRelay
 internal import LinuxIO
 internal import Logging
 internal import Mesh
+public import TLS
 
 /// The relay inside the server: `/derp` on every listener.
 struct RelayRoutes {
@@ -47,19 +48,20 @@ struct RelayDoor: Sendable {
         return upgrade(call, fields: isFast ? nil : fields, isWebSocket: false)
     }
 
-    /// Gives the connection to the relay: the socket itself, or one end of a bridge.
+    /// Gives the connection to the relay: the socket itself, with its encryption, or one end of a bridge.
     private func upgrade(_ call: Call, fields: [(name: String, value: String)]?, isWebSocket: Bool) -> Reply {
         let (relay, logger) = (relay, logger)
         let source = call.peerAddress
         let upgrade = Upgrade(fields: fields) { stream, leftOver in
             do {
-                if !isWebSocket, let taken = try await stream.detach() {
+                if !isWebSocket {
+                    let taken = try await stream.detach()
                     relay.adopt(
                         OwnedDescriptor(taking: taken.number), leftover: leftOver + taken.leftOver,
-                        source: source)
+                        source: source, cipher: taken.session)
                     return
                 }
-                let end = try await stream.bridge(leftOver: leftOver, isWebSocket: isWebSocket)
+                let end = try await stream.bridge(webSocket: leftOver)
                 relay.adopt(OwnedDescriptor(taking: end), source: source)
                 await withTaskCancellationHandler {
                     await stream.closed()
@@ -73,3 +75,5 @@ struct RelayDoor: Sendable {
         return Reply(status: 101, body: .upgrade(upgrade))
     }
 }
+
+extension TLSSession: RelayCipher {}

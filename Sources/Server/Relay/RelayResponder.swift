@@ -16,7 +16,7 @@ final class RelayResponder: Connection.Responder {
     private let isDraining = Atomic<Bool>(false)
     private let trouble = Mutex<[String]>([])
 
-    private let plainDoor = Mutex<PlainDoor?>(nil)
+    private let doors = Mutex<[FrontDoor]>([])
 
     init(
         door: RelayDoor, stun: STUNListener?, http: HTTPCounters, certificates: Certificates?,
@@ -36,8 +36,8 @@ final class RelayResponder: Connection.Responder {
     /// What `healthz-report` warns of.
     func report(_ warnings: [String]) { trouble.withLock { $0 = warnings } }
 
-    /// Shows what this door counts, too.
-    func watch(_ door: PlainDoor) { plainDoor.withLock { $0 = door } }
+    /// Shows what these doors count, too.
+    func watch(_ doors: [FrontDoor]) { self.doors.withLock { $0 = doors } }
 
     func respond(to call: Call) async -> Reply {
         let path = call.head.target.prefix { $0 != "?" }
@@ -91,9 +91,13 @@ final class RelayResponder: Connection.Responder {
     private var metrics: String {
         var text = door.relay.counters.prometheusText
         if let counters = stun?.counters { text += Metrics.text(counters) }
-        if let counters = plainDoor.withLock({ $0?.counters }) {
-            text += Metrics.sample("coder_relay_door_evicted_total", "counter", counters.evicted)
-            text += Metrics.sample("coder_relay_door_exhausted_total", "counter", counters.exhausted)
+        let counters = doors.withLock { $0 }.map(\.counters)
+        for (name, member) in [
+            ("evicted", \FrontDoor.Counters.evicted), ("silent", \.silent), ("exhausted", \.exhausted),
+            ("failed_handshakes", \.failedHandshakes),
+        ] where !counters.isEmpty {
+            let sum = counters.reduce(0) { $0 + $1[keyPath: member] }
+            text += Metrics.sample("coder_relay_door_\(name)_total", "counter", sum)
         }
         if let verifier { text += verifier.prometheusText }
         text += http.prometheusText

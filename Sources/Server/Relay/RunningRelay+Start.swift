@@ -13,8 +13,7 @@ extension RunningRelay {
     struct Parts {
         var group: MultiThreadedEventLoopGroup
         var http: HTTPClient
-        var plain: PlainDoor.Listener?
-        var servers: [HTTPServer]
+        var fronts: [Front]
         var relay: Relay
         var stun: STUNListener?
         var registration: RelayRegistration?
@@ -24,9 +23,22 @@ extension RunningRelay {
         var meshWith: [HTTPURL]
     }
 
-    /// Most connections of one listener that are not the relay's yet: all of them, if some 1,600 come per second and
-    /// say nothing.
-    private static let maximumConnections = 16_384
+    /// What listens on one address.
+    enum Front {
+        case door(FrontDoor.Listener)
+        /// For names, which may mean several addresses.
+        case server(HTTPServer)
+
+        var port: Int {
+            switch self {
+            case .door(let listener): listener.port
+            case .server(let server): server.port
+            }
+        }
+    }
+
+    /// Most connections that are not the relay's: all of them, if some 1,600 come per second and say nothing.
+    static let maximumConnections = 16_384
 
     /// Starts everything, or throws one describable error and leaves nothing behind.
     static func start(
@@ -44,16 +56,16 @@ extension RunningRelay {
             if !options.tlsAddress.isEmpty {
                 certificates = try Certificates.load(
                     chains: options.certificateFiles, keys: options.keyFiles,
-                    curves: Certificates.quickCurves, logger: logger)
+                    groups: Certificates.quickGroups, logger: logger)
             }
-            let (plain, servers) = try await bind(
+            let fronts = try await bind(
                 options, certificates, group: group, counters: counters, logger: logger)
             let stun = try STUNListener.bound(options.stunAddress)
             let registration =
                 options.isStandalone
                 ? nil
                 : try RelayRegistration(
-                    options, port: plain?.port ?? servers.first?.port, stunPort: stun?.port, http: http,
+                    options, port: fronts.first?.port, stunPort: stun?.port, http: http,
                     logger: logger)
             let verifier =
                 options.verifyURL.isEmpty
@@ -63,7 +75,7 @@ extension RunningRelay {
                     logger: logger)
             let relay = try makeRelay(options, meshKey: try meshKey(options), verifier)
             let parts = Parts(
-                group: group, http: http, plain: plain, servers: servers, relay: relay, stun: stun,
+                group: group, http: http, fronts: fronts, relay: relay, stun: stun,
                 registration: registration, counters: counters, certificates: certificates,
                 verifier: verifier, meshWith: urls)
             running = try await RunningRelay(parts, options: options, logger: logger, say: say)
@@ -108,7 +120,7 @@ extension RunningRelay {
         var configuration = Relay.Configuration(privateKey: PrivateKey(using: &generator))
         configuration.meshKey = meshKey
         configuration.limits.bytesPerSecond = max(0, options.clientRate)
-        configuration.limits.connections = LifeCycle.relayConnections(hasTLS: !options.tlsAddress.isEmpty)
+        configuration.limits.connections = LifeCycle.relayConnections
         configuration.limits.connectionsPerAddress = max(0, options.connectionsPerAddress)
         // A packet of the largest size must fit, or it would never be sent.
         configuration.limits.burstBytes = max(65_573, options.clientBurst)
@@ -145,33 +157,32 @@ extension RunningRelay {
     private static func bind(
         _ options: RelayOptions, _ certificates: Certificates?, group: MultiThreadedEventLoopGroup,
         counters: HTTPCounters, logger: Logger
-    ) async throws -> (PlainDoor.Listener?, [HTTPServer]) {
-        var servers: [HTTPServer] = []
-        var plain: PlainDoor.Listener?
+    ) async throws -> [Front] {
+        var fronts: [Front] = []
         func listen(_ text: String, _ tls: Certificates?) async throws {
             guard let (host, port) = HostPort.split(text), let port else {
                 throw RelayStartError(description: "\"\(text)\" is not an address of the form host:port")
             }
             let name = host.isEmpty ? "0.0.0.0" : host
-            if tls == nil {
-                do {
-                    plain = try PlainDoor.Listener(host: name, port: port)
-                } catch {
-                    throw RelayStartError(description: "cannot listen on \(text): \(error)")
+            do {
+                if let door = try FrontDoor.Listener(host: name, port: port, certificates: tls) {
+                    fronts.append(.door(door))
+                    return
                 }
-                if plain != nil { return }
+            } catch {
+                throw RelayStartError(description: "cannot listen on \(text): \(error)")
             }
-            servers.append(
-                try await HTTPServer(
-                    host: name, port: port, tls: tls, group: group, logger: logger,
-                    counters: counters, maximumConnections: maximumConnections))
+            let server = try await HTTPServer(
+                host: name, port: port, tls: tls, group: group, logger: logger, counters: counters,
+                maximumConnections: maximumConnections)
+            fronts.append(.server(server))
         }
         if !options.httpAddress.isEmpty { try await listen(options.httpAddress, nil) }
         if let certificates { try await listen(options.tlsAddress, certificates) }
-        guard plain != nil || !servers.isEmpty else {
+        guard !fronts.isEmpty else {
             throw RelayStartError(
                 description: "neither --http-address nor --tls-address: nothing to listen on")
         }
-        return (plain, servers)
+        return fronts
     }
 }

@@ -24,7 +24,7 @@ final class RunningRelay: RunningProgram {
     private let meshWith: [HTTPURL]
     private let primaryURL: String
     private let say: @Sendable (String) -> Void
-    private let door: PlainDoor?
+    private let doors: [FrontDoor]
     private let listeners: [Task<Void, Never>]
     private let failures: AsyncStream<String>
     private let failing: AsyncStream<String>.Continuation
@@ -48,7 +48,7 @@ final class RunningRelay: RunningProgram {
         )
         self.logger = logger
         drainSeconds = options.drainSeconds
-        ports = (parts.plain.map { [$0.port] } ?? []) + parts.servers.map(\.port)
+        ports = parts.fronts.map(\.port)
         let upgrades = RelayDoor(relay: parts.relay, logger: logger)
         let responder = RelayResponder(
             door: upgrades, stun: parts.stun, http: parts.counters, certificates: parts.certificates,
@@ -57,34 +57,35 @@ final class RunningRelay: RunningProgram {
         let (stream, continuation) = AsyncStream.makeStream(
             of: String.self, bufferingPolicy: .bufferingNewest(1))
         (failures, failing) = (stream, continuation)
-        let servers = parts.servers.map { server in
-            Task {
-                do {
-                    try await server.run { stream in
-                        await Self.answer(stream, responder, logger)
-                    }
-                } catch is CancellationError {
-                    return
-                } catch {
-                    continuation.yield("a listener failed: \(error)")
+        let (strangers, queue) = AsyncStream.makeStream(
+            of: FrontDoor.Stranger.self, bufferingPolicy: .bufferingOldest(1_024))
+        var (doors, listeners) = ([FrontDoor](), [Task<Void, Never>]())
+        for front in parts.fronts {
+            switch front {
+            case .door(let listener):
+                let door = try FrontDoor(listener, relay: parts.relay, logger: logger) { stranger in
+                    if case .enqueued = queue.yield(stranger) { return }
+                    parts.counters.add(\.refused)
+                    OwnedDescriptor(taking: stranger.number).close()
                 }
+                doors.append(door)
+            case .server(let server):
+                listeners.append(
+                    Task {
+                        do {
+                            try await server.run { await Self.answer($0, responder, logger) }
+                        } catch is CancellationError {
+                            return
+                        } catch {
+                            continuation.yield("a listener failed: \(error)")
+                        }
+                    })
             }
         }
-        if let plain = parts.plain {
-            let (sockets, queue) = AsyncStream.makeStream(
-                of: Int32.self, bufferingPolicy: .bufferingOldest(1_024))
-            let door = try PlainDoor(plain, relay: parts.relay, logger: logger) { number in
-                if case .enqueued = queue.yield(number) { return }
-                OwnedDescriptor(taking: number).close()
-            }
-            self.door = door
-            responder.watch(door)
-            let group = parts.group
-            listeners = servers + [Task { await Self.serve(sockets, group, responder, logger) }]
-        } else {
-            self.door = nil
-            listeners = servers
-        }
+        responder.watch(doors)
+        let group = parts.group
+        listeners.append(Task { await Self.serve(strangers, group, responder, logger) })
+        (self.doors, self.listeners) = (doors, listeners)
         dialer = MeshDialer(
             relay: parts.relay, http: parts.http, siblingName: HTTPURL(options.accessURL)?.host,
             logger: logger)
@@ -140,27 +141,42 @@ final class RunningRelay: RunningProgram {
 
     /// Answers what is no relay connection.
     private static func serve(
-        _ sockets: AsyncStream<Int32>, _ group: MultiThreadedEventLoopGroup, _ responder: RelayResponder,
-        _ logger: Logger
+        _ strangers: AsyncStream<FrontDoor.Stranger>, _ group: MultiThreadedEventLoopGroup,
+        _ responder: RelayResponder, _ logger: Logger
     ) async {
+        let active = ConnectionCount(limit: maximumConnections)
         await withDiscardingTaskGroup { tasks in
-            for await number in sockets {
-                tasks.addTask {
-                    do {
-                        let stream = try await ClientBootstrap(group: group)
-                            .channelOption(.autoRead, value: false)
-                            .withConnectedSocket(number) { channel in
-                                channel.eventLoop.makeCompletedFuture {
-                                    try ByteStream(wrapping: channel, isEncrypted: false)
-                                }
-                            }
-                        await answer(stream, responder, logger)
-                    } catch {
-                        logger.debug("connection not served", metadata: ["error": "\(error)"])
-                    }
+            for await stranger in strangers {
+                guard active.enter() else {
+                    responder.http.add(\.refused)
+                    OwnedDescriptor(taking: stranger.number).close()
+                    continue
                 }
+                tasks.addTask { await serve(stranger, active, group, responder, logger) }
             }
             tasks.cancelAll()
+        }
+    }
+
+    private static func serve(
+        _ stranger: FrontDoor.Stranger, _ active: ConnectionCount, _ group: MultiThreadedEventLoopGroup,
+        _ responder: RelayResponder, _ logger: Logger
+    ) async {
+        do {
+            let stream = try await ClientBootstrap(group: group)
+                .channelOption(.autoRead, value: false)
+                .withConnectedSocket(stranger.number) { channel in
+                    channel.eventLoop.makeCompletedFuture {
+                        try ByteStream(
+                            wrapping: channel, session: stranger.session, early: stranger.early)
+                    }
+                }
+            stream.occupy(active)
+            await answer(stream, responder, logger)
+            stream.leavePlace()
+        } catch {
+            active.leave()
+            logger.debug("connection not served", metadata: ["error": "\(error)"])
         }
     }
 
@@ -175,17 +191,17 @@ final class RunningRelay: RunningProgram {
     /// Tells the server and the clients, waits for them to leave within the drain time, and ends.
     func stop() async {
         responder.drain()
-        door?.drain()
+        for door in doors { door.drain() }
         let task = registering.withLock { $0 }
         task?.cancel()
         await task?.value
         if isRegistered.load(ordering: .acquiring) { await registration?.deregister() }
-        let (relay, stun, door, seconds) = (relay, stun, door, drainSeconds)
+        let (relay, stun, doors, seconds) = (relay, stun, doors, drainSeconds)
         // Waits for the relay's thread.
         try? await DedicatedThread.run(name: "relay-end") {
             relay.drain(nanoseconds: UInt64(max(0, seconds)) * 1_000_000_000, waitsForClients: true)
             stun?.close()
-            door?.stop()
+            for door in doors { door.stop() }
         }
         await dialer.stop()
         for listener in listeners { listener.cancel() }

@@ -6,53 +6,87 @@ internal import LinuxIO
 internal import Logging
 internal import Mesh
 internal import Synchronization
+internal import TLS
 
-/// The plain listener of a relay process: looks at the first bytes of each connection without taking them. Requests to
-/// become a relay connection are answered here and go straight to the relay, at the cost of a few system calls; all
-/// other connections go untouched to the HTTP server. One thread.
-final class PlainDoor: Sendable {
+/// A listener of a relay process. Requests to become a relay connection are answered here and go straight to the
+/// relay, at the cost of a few system calls; all others go to the HTTP server. Without TLS it looks at the first bytes
+/// without taking them; with TLS it makes the handshake (`FrontDoor+TLS.swift`), so that no handshake holds up the
+/// relay's packets. One thread.
+final class FrontDoor: Sendable {
     /// A listening socket; made first, because its port must be known before there is a relay.
     final class Listener: Sendable {
         let descriptor: OwnedDescriptor
         let port: Int
+        /// Nil: without TLS.
+        let certificates: Certificates?
 
         /// Nil when `host` is a name and no address.
-        init?(host: String, port: Int) throws(SystemError) {
+        init?(host: String, port: Int, certificates: Certificates?) throws(SystemError) {
             guard let ip = IPAddress(host), let number = UInt16(exactly: port) else { return nil }
             let address = KernelAddress(high: ip.high, low: ip.low, port: number, isV4: ip.isV4)
             let socket = try StreamSocket.listen(on: address, bothFamilies: true)
             self.port = Int(try StreamSocket.localAddress(socket.number).port)
+            self.certificates = certificates
             descriptor = socket
         }
     }
 
+    /// A connection that wants something else than to be relayed.
+    struct Stranger: Sendable {
+        /// The receiver owns it.
+        let number: Int32
+        var session: TLSSession?
+        /// What it said, if that was taken from its socket.
+        var early: [UInt8] = []
+    }
+
+    /// What the door counted.
+    struct Counters: Sendable {
+        /// Connections that gave way to later ones before they had said what they want.
+        var evicted: UInt64 = 0
+        /// Connections that did not say it in time.
+        var silent: UInt64 = 0
+        /// Times at which the system had no descriptor or memory for one more.
+        var exhausted: UInt64 = 0
+        /// TLS handshakes that failed.
+        var failedHandshakes: UInt64 = 0
+    }
+
+    /// A connection whose request is not complete.
+    struct Begun {
+        let since: UInt64
+        let source: String
+        /// Its handshake, once it said something.
+        var opening: TLSOpening?
+    }
+
     /// What the thread needs; everything but flags and counters is its own.
-    private final class State: @unchecked Sendable {  // only the atomic members are used by others
+    final class State: @unchecked Sendable {  // only the atomic members and the counters are used by others
         let listener: Listener
         let epoll: Epoll
         let wakeUp: WakeUp
         let relay: Relay
-        let other: @Sendable (Int32) -> Void
+        let other: @Sendable (Stranger) -> Void
         let isStopping = Atomic<Bool>(false)
         let isDraining = Atomic<Bool>(false)
-        /// Connections that gave way to later ones, and times at which the system had no room for one more.
-        let evicted = Atomic<UInt64>(0)
-        let exhausted = Atomic<UInt64>(0)
+        let counters = Mutex(Counters())
         let logger: Logger
-        /// Connections whose request is not complete: when they came, and from where.
-        var begun: [Int32: (since: UInt64, source: String)] = [:]
+        var begun: [Int32: Begun] = [:]
         /// The same in the order in which they came; some are not begun any more.
         var order: [(number: Int32, since: UInt64)] = []
         /// Of `order`, what was looked at.
         var orderStart = 0
         /// Until then nothing is accepted; 0: something is.
         var isDeafUntil: UInt64 = 0
-        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: headLimit, alignment: 16)
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: readLimit, alignment: 16)
+        /// What TLS made of the buffer, and what it answers.
+        let plain = UnsafeMutableRawBufferPointer.allocate(
+            byteCount: readLimit + TLSSession.heldBytes, alignment: 16)
+        var sealed: [UInt8] = []
 
         init(
             _ listener: Listener, _ relay: Relay, _ logger: Logger, _ epoll: consuming Epoll,
-            _ wakeUp: WakeUp,
-            _ other: @escaping @Sendable (Int32) -> Void
+            _ wakeUp: WakeUp, _ other: @escaping @Sendable (Stranger) -> Void
         ) {
             self.listener = listener
             self.relay = relay
@@ -62,12 +96,17 @@ final class PlainDoor: Sendable {
             self.other = other
         }
 
-        deinit { buffer.deallocate() }
+        deinit {
+            buffer.deallocate()
+            plain.deallocate()
+        }
     }
 
     /// Longest request that is handled here; clients send some 200 bytes.
-    private static let headLimit = 4_096
-    /// Connections that said nothing yet.
+    static let headLimit = 4_096
+    /// Most that is read of one connection before others have their turn.
+    static let readLimit = 16 << 10
+    /// Connections that said nothing yet, or not enough.
     private static let begunLimit = 8_192
     private static let patience: UInt64 = 10_000_000_000
     /// How long nothing is accepted when the system has no room: somebody may leave meanwhile.
@@ -79,9 +118,9 @@ final class PlainDoor: Sendable {
     private let state: State
     private let thread: DedicatedThread
 
-    /// Starts to accept. `other` takes over the descriptors of all other connections.
+    /// Starts to accept. `other` takes over all other connections.
     init(
-        _ listener: Listener, relay: Relay, logger: Logger, other: @escaping @Sendable (Int32) -> Void
+        _ listener: Listener, relay: Relay, logger: Logger, other: @escaping @Sendable (Stranger) -> Void
     ) throws(SystemError) {
         let epoll = try Epoll()
         let wakeUp = try WakeUp()
@@ -89,17 +128,15 @@ final class PlainDoor: Sendable {
         try epoll.add(listener.descriptor.number, .read, token: 1)
         let state = State(listener, relay, logger, epoll, wakeUp, other)
         self.state = state
-        thread = try DedicatedThread(name: "relay-door") { Self.run(state) }
+        let name = listener.certificates == nil ? "relay-door" : "relay-tls-door"
+        thread = try DedicatedThread(name: name) { Self.run(state) }
     }
 
     /// From now on every connection goes to the HTTP server, which says why.
     func drain() { state.isDraining.store(true, ordering: .releasing) }
 
-    /// Connections that gave way to later ones before they had said what they want; and times at which the system had
-    /// no descriptor or memory for one more.
-    var counters: (evicted: UInt64, exhausted: UInt64) {
-        (state.evicted.load(ordering: .relaxed), state.exhausted.load(ordering: .relaxed))
-    }
+    /// What happened so far.
+    var counters: Counters { state.counters.withLock { $0 } }
 
     /// Ends the thread; once.
     func stop() {
@@ -125,8 +162,10 @@ final class PlainDoor: Sendable {
                     state.wakeUp.drain()
                 } else if token == 1 {
                     accept(state)
-                } else {
+                } else if state.listener.certificates == nil {
                     look(state, Int32(truncatingIfNeeded: token))
+                } else {
+                    advance(state, Int32(truncatingIfNeeded: token))
                 }
             }
             expire(state)
@@ -137,6 +176,9 @@ final class PlainDoor: Sendable {
     }
 
     private static func accept(_ state: State) {
+        // What is peeked at stays in the socket and must not wake us again and again: on change only.
+        let interest: Epoll.Interest =
+            state.listener.certificates == nil ? [.read, .readHangUp, .edge] : .read
         for _ in 0..<256 {
             guard let accepted = next(state) else { return }
             let peer = accepted.peer
@@ -148,10 +190,9 @@ final class PlainDoor: Sendable {
             // Those who come now may be honest; those who said nothing for longest are not.
             if state.begun.count >= begunLimit { evictOldest(state) }
             do {
-                // On change only: bytes that are left in the socket must not wake us again and again.
-                try state.epoll.add(number, [.read, .readHangUp, .edge], token: UInt64(number))
+                try state.epoll.add(number, interest, token: UInt64(number))
                 let now = Clock.monotonicNanoseconds()
-                state.begun[number] = (now, "\(source)")
+                state.begun[number] = Begun(since: now, source: "\(source)")
                 state.order.append((number, now))
             } catch {
                 Glibc.close(number)
@@ -171,7 +212,11 @@ final class PlainDoor: Sendable {
     /// The listener stays readable while there is no room: watching it would only burn time.
     private static func goDeaf(_ state: State, _ error: SystemError) {
         state.epoll.remove(state.listener.descriptor.number)
-        if state.exhausted.wrappingAdd(1, ordering: .relaxed).oldValue % 600 == 0 {
+        let times = state.counters.withLock { counters in
+            counters.exhausted += 1
+            return counters.exhausted
+        }
+        if times % 600 == 1 {
             state.logger.error(
                 "no room for more connections; is the limit of open files too low?",
                 metadata: ["error": "\(error)"])
@@ -207,72 +252,97 @@ final class PlainDoor: Sendable {
 
     private static func evictOldest(_ state: State) {
         guard let first = oldest(state) else { return }
-        state.evicted.wrappingAdd(1, ordering: .relaxed)
-        forget(state, first.number)
-        Glibc.close(first.number)
+        state.counters.withLock { $0.evicted += 1 }
+        drop(state, first.number)
+    }
+
+    private static func expire(_ state: State) {
+        let now = Clock.monotonicNanoseconds()
+        while let first = oldest(state), now - first.since > patience {
+            state.counters.withLock { $0.silent += 1 }
+            drop(state, first.number)
+        }
+    }
+}
+
+// MARK: Requests
+
+extension FrontDoor {
+    /// What the first bytes of a connection are.
+    enum Request {
+        /// Too little to say.
+        case begun
+        /// A request to be relayed, of so many bytes.
+        case relay(length: Int, isFast: Bool)
+        /// Something that the HTTP server answers, be it by saying what is wrong with it.
+        case other
+
+        init(_ bytes: UnsafeRawBufferPointer) {
+            let known = min(bytes.count, FrontDoor.start.count)
+            guard bytes.prefix(known).elementsEqual(FrontDoor.start.prefix(known)) else {
+                self = .other
+                return
+            }
+            var parser = RequestParser()
+            parser.append(bytes)
+            do {
+                guard let head = try parser.nextHead() else {
+                    self = bytes.count >= FrontDoor.headLimit ? .other : .begun
+                    return
+                }
+                let isRelay = head.tokens("upgrade").contains("derp") && head.framing == .none
+                self =
+                    isRelay
+                    ? .relay(
+                        length: bytes.count - parser.leftOver.count,
+                        isFast: head.first("derp-fast-start") == "1")
+                    : .other
+            } catch {
+                self = .other
+            }
+        }
     }
 
     private static func look(_ state: State, _ number: Int32) {
         guard let source = state.begun[number]?.source, let memory = state.buffer.baseAddress else { return }
         let count = recv(number, memory, headLimit, peek)
         guard count > 0 else {
-            if count < 0, errno == EAGAIN || errno == EINTR { return }
-            forget(state, number)
-            Glibc.close(number)
+            if count == 0 || errno != EAGAIN && errno != EINTR { drop(state, number) }
             return
         }
-        let bytes = UnsafeRawBufferPointer(rebasing: state.buffer[..<count])
-        let known = min(count, start.count)
-        guard bytes.prefix(known).elementsEqual(start.prefix(known)),
-            !state.isDraining.load(ordering: .acquiring)
-        else { return handOver(state, number) }
-        var parser = RequestParser()
-        parser.append(bytes)
-        do {
-            guard let head = try parser.nextHead() else {
-                if count == headLimit { handOver(state, number) }
+        let isDraining = state.isDraining.load(ordering: .acquiring)
+        switch isDraining ? .other : Request(UnsafeRawBufferPointer(rebasing: state.buffer[..<count])) {
+        case .begun: return
+        case .relay(let length, let isFast) where recv(number, memory, length, 0) == length:
+            forget(state, number)
+            // Nothing was sent on this connection: there is room.
+            let answer = isFast ? [] : answer(state.relay)
+            guard send(number, answer, answer.count, Int32(MSG_NOSIGNAL)) == answer.count else {
+                Glibc.close(number)
                 return
             }
-            let length = count - parser.leftOver.count
-            guard head.tokens("upgrade").contains("derp"), head.framing == .none,
-                recv(number, memory, length, 0) == length
-            else { return handOver(state, number) }
+            state.relay.adopt(OwnedDescriptor(taking: number), source: source)
+        case .relay, .other:
             forget(state, number)
-            upgrade(state, number, isFast: head.first("derp-fast-start") == "1", source)
-        } catch {
-            // What is wrong with it the HTTP server tells.
-            handOver(state, number)
+            state.other(Stranger(number: number))
         }
     }
 
-    private static func upgrade(_ state: State, _ number: Int32, isFast: Bool, _ source: String) {
-        let answer =
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\nDerp-Version: 2\r\n"
-            + "Derp-Public-Key: \(state.relay.publicKey.hex)\r\n\r\n"
-        let bytes = Array(answer.utf8)
-        // Nothing was sent on this connection: there is room.
-        guard isFast || send(number, bytes, bytes.count, Int32(MSG_NOSIGNAL)) == bytes.count else {
-            Glibc.close(number)
-            return
-        }
-        state.relay.adopt(OwnedDescriptor(taking: number), source: source)
+    /// `derp.md` §4.
+    static func answer(_ relay: Relay) -> [UInt8] {
+        Array(
+            ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\nDerp-Version: 2\r\n"
+                + "Derp-Public-Key: \(relay.publicKey.hex)\r\n\r\n").utf8)
     }
 
-    private static func handOver(_ state: State, _ number: Int32) {
-        forget(state, number)
-        state.other(number)
-    }
-
-    private static func forget(_ state: State, _ number: Int32) {
+    /// The connection is somebody else's now.
+    static func forget(_ state: State, _ number: Int32) {
         state.begun[number] = nil
         state.epoll.remove(number)
     }
 
-    private static func expire(_ state: State) {
-        let now = Clock.monotonicNanoseconds()
-        while let first = oldest(state), now - first.since > patience {
-            forget(state, first.number)
-            Glibc.close(first.number)
-        }
+    static func drop(_ state: State, _ number: Int32) {
+        forget(state, number)
+        Glibc.close(number)
     }
 }
