@@ -91,6 +91,9 @@ public final class DedicatedThread: Sendable {
         _ = clinux_thread_short_turns(nanoseconds, nice ?? .max)
     }
 
+    /// Lets others have the processor first.
+    public static func yield() { sched_yield() }
+
     /// Waits for the end of the thread. Call exactly once, from another thread.
     public func join() { clinux_thread_join(handle) }
 
