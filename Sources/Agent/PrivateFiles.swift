@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Glibc
+internal import LinuxIO
 
 /// Files in directories like `/tmp`, where another user may have been first. agent.md §4.2 names them, so they cannot
 /// be guessed names.
@@ -15,9 +16,7 @@ package enum PrivateFiles {
         {
             return path
         }
-        var template = Array("\(path)-XXXXXX".utf8CString)
-        guard mkdtemp(&template) != nil else { return nil }
-        return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        do { return try PrivateName.directory("\(path)-") } catch { return nil }
     }
 
     /// Opens a log to append to, readable by its owner only; -1 for what is no file of this user.

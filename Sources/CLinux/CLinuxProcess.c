@@ -23,6 +23,7 @@
 #include <sys/wait.h>
 #include <syslog.h>
 #include <termios.h>
+#include <time.h>
 #include <unistd.h>
 
 static int add_descriptors(posix_spawn_file_actions_t *actions, const struct clinux_spawn *spawn) {
@@ -90,6 +91,19 @@ int clinux_signal_group(int process, int signal) {
     if (kill(-process, signal) == 0) return 0;
     if (errno != ESRCH) return -errno;
     return kill(process, signal) == 0 ? 0 : -errno;
+}
+
+int clinux_private_file(char *path_template) {
+    int file = mkostemp(path_template, O_CLOEXEC);
+    return file < 0 ? -errno : file;
+}
+
+int clinux_continue_later(int milliseconds) {
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGCONT};
+    struct itimerspec once = {.it_value = {milliseconds / 1000, milliseconds % 1000 * 1000000L}};
+    timer_t timer;
+    if (timer_create(CLOCK_MONOTONIC, &event, &timer) < 0) return -errno;
+    return timer_settime(timer, 0, &once, NULL) == 0 ? 0 : -errno;
 }
 
 int clinux_terminal_open(char path[64]) {

@@ -12,6 +12,14 @@ public enum Clock {
         return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
     }
 
+    /// How long `poll(2)` may wait for `deadline` on the monotonic clock: milliseconds, -1 without one.
+    public static func pollTimeout(until deadline: UInt64?) -> Int32 {
+        guard let deadline, deadline != .max else { return -1 }
+        let now = monotonicNanoseconds()
+        // Rounded up: waking a little early would spin until it is really due.
+        return deadline <= now ? 0 : Int32(clamping: (deadline - now) / 1_000_000 + 1)
+    }
+
     /// Unix time: seconds and nanoseconds since 1970-01-01 UTC.
     public static func wallTime() -> (seconds: Int64, nanoseconds: UInt32) {
         var time = timespec()

@@ -10,6 +10,13 @@ public enum DescriptorLimit {
     private static let original = Mutex<rlimit?>(nil)
     private static let kind = __rlimit_resource_t(RLIMIT_NOFILE.rawValue)
 
+    /// How many this process may have now.
+    public static var current: Int {
+        var limit = rlimit()
+        guard getrlimit(kind, &limit) == 0 else { return 1_024 }
+        return Int(clamping: limit.rlim_cur)
+    }
+
     /// Lets this process have as many as the system allows it. May be called again.
     public static func raise() {
         original.withLock { original in

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import DERPRelay
-internal import Glibc
+internal import LinuxIO
 
 /// What runs until it is told to stop.
 protocol RunningProgram: Sendable {
@@ -75,12 +75,7 @@ enum LifeCycle {
     }
 
     /// How many relay connections this process has descriptors for, up to what a relay takes by itself.
-    static var relayConnections: Int { min(Relay.Limits().connections, max(64, descriptorLimit - 256)) }
-
-    /// How many descriptors this process may have.
-    static var descriptorLimit: Int {
-        var limit = rlimit()
-        guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return 1_024 }
-        return Int(clamping: limit.rlim_cur)
+    static var relayConnections: Int {
+        min(Relay.Limits().connections, max(64, DescriptorLimit.current - 256))
     }
 }

@@ -3,6 +3,7 @@
 internal import Coordinator
 internal import DERPRelay
 internal import Glibc
+internal import LinuxIO
 
 /// Numbers of a program as Prometheus text.
 enum Metrics {
@@ -33,7 +34,7 @@ enum Metrics {
             text += sample("process_resident_memory_bytes", "gauge", resident * sysconf(Int32(_SC_PAGESIZE)))
         }
         text += sample("process_open_fds", "gauge", openDescriptors)
-        return text + sample("process_max_fds", "gauge", LifeCycle.descriptorLimit)
+        return text + sample("process_max_fds", "gauge", DescriptorLimit.current)
     }
 
     private static var openDescriptors: Int {

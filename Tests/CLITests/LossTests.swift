@@ -76,30 +76,6 @@ import Testing
         }
     }
 
-    @Test(
-        arguments: [
-            (200, #"{"latest_build":{"id":"b1","transition":"start","status":"running"}}"#, nil),
-            (200, #"{"latest_build":{"id":"b2","transition":"stop","status":"stopping"}}"#, nil),
-            (
-                200, #"{"latest_build":{"id":"b2","transition":"stop","status":"stopped"}}"#,
-                "the workspace was stopped"
-            ),
-            (
-                200, #"{"latest_build":{"id":"b2","transition":"start","status":"starting"}}"#,
-                "the workspace was started anew"
-            ),
-            (
-                200, #"{"latest_build":{"id":"b2","transition":"delete","status":"deleted"}}"#,
-                "the workspace was deleted"
-            ),
-            (410, "{}", "the workspace was deleted"), (404, #"{"message":"m"}"#, "the workspace was deleted"),
-            (404, "{}", nil), (401, #"{"message":"m"}"#, nil), (502, "null", nil),
-        ] as [(Int, String, String?)])
-    func whatIsWorthWaitingFor(_ status: Int, _ body: String, _ reason: String?) throws {
-        #expect(
-            ReturnWatch.verdict(status, try JSON.parse(body.utf8), sessionBuild: "b1") == reason)
-    }
-
     /// `localhost` is two addresses, and a service often listens on one of them.
     @Test func eachAddressOfAForwardIsTried() throws {
         let listener = try StreamSocket.listen(on: .loopback(v4: true), bothFamilies: false)

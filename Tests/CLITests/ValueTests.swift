@@ -184,6 +184,37 @@ import Testing
             ])
         #expect(run(["ls~\r~Cx\u{3}ls"]) == [pass("ls~\r"), .prompt, .echo([120]), .command(""), pass("ls")])
         #expect(run(["~B~R~~B"]) == [.break, .rekey, pass("~B")])
+        #expect(run(["~v~v~Vls"]) == [.louder, .louder, .quieter, pass("ls")])
+        // What follows is nobody's: the terminal is given back.
+        #expect(run(["ls\r~&ls"]) == [pass("ls\r"), .background])
+    }
+
+    /// `~?` names what there is, and nothing else.
+    @Test func helpListsEveryEscape() {
+        let listed = EscapeFilter.helpText.split(separator: "\n").compactMap { line -> String? in
+            let word = line.split(separator: " ").first.map(String.init) ?? ""
+            return word.hasPrefix("~") ? String(word.dropFirst()) : nil
+        }
+        let known = (UInt8.min...UInt8.max).filter { byte in
+            var filter = EscapeFilter()
+            return filter.filter([UInt8(ascii: "~"), byte]) != [.pass([UInt8(ascii: "~"), byte])]
+        }
+        let names = known.map { $0 == 0x1a ? "^Z" : String(decoding: [$0], as: UTF8.self) }
+        #expect(listed.sorted() == names.sorted())
+    }
+
+    /// OpenSSH's names, in its order; the ends are ends.
+    @Test func logLevelsOfASession() {
+        var level = SessionLogLevel.quiet
+        #expect(level.quieter == level)
+        var names = [level.name]
+        while level.louder != level {
+            #expect(level.louder.quieter == level)
+            level = level.louder
+            names.append(level.name)
+        }
+        #expect(
+            names == ["QUIET", "FATAL", "ERROR", "INFO", "VERBOSE", "DEBUG", "DEBUG2", "DEBUG3"])
     }
 
     /// Text of ours among the workspace's: the window is widened by the workspace's bytes alone, and by all of them.

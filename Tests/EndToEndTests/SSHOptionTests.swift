@@ -169,9 +169,11 @@ extension EndToEndTests {
                 seen += os.read(master, 65536)
             return seen
         def say(text): os.write(master, text)
-        def start():
-            p = subprocess.Popen(sys.argv[1:], stdin=slave, stdout=slave, stderr=slave,
+        def launch(words):
+            return subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave,
                 start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+        def start():
+            p = launch(sys.argv[1:])
             say(b"PS1='pro''mpt> '; echo re''ady\\r"); until(b'ready')
             if not isRaw(): sys.exit('not raw')
             return p
@@ -261,6 +263,45 @@ extension EndToEndTests {
         let outcome = try await lab.onClient(
             ["python3", "-c", script, Deployment.binary, "ssh", "dev"]
         ).finish(timeout: 90)
+        #expect(outcome.text == "fine\n", "\(outcome)")
+    }
+
+    /// `~v`, `~V`, and `~&` in a shell with job control: its prompt is back, what was forwarded goes on, and when that
+    /// ends the job does.
+    @Test func aSessionGoesToTheBackground() async throws {
+        let script =
+            Self.terminal + #"""
+                import socket
+                p = launch(['bash', '--norc', '-i'])
+                say(b"PS1='pro''mpt> '\r"); until(b'prompt> ')
+                say(sys.argv[1].encode() + b' ssh dev\r')
+                say(b"PS1='re''mote> '; cd\r"); until(b'remote> ')
+                echo = ('import socket; s = socket.create_server(("127.0.0.1", 8096)); '
+                    'print("liste" + "ning", flush=True); c = s.accept()[0]; s.close(); '
+                    '[c.sendall(b) for b in iter(lambda: c.recv(9), b"")]')
+                say(f"setsid -f python3 -c '{echo}'\r".encode()); until(b'listening')
+                say(b'\r~v'); until(b'[LogLevel VERBOSE]')
+                say(b'~v'); until(b'[LogLevel DEBUG]')
+                say(b'\r~C'); until(b'ssh> '); say(b'-L 18796:localhost:8096\r'); until(b'Forwarding')
+                c = socket.create_connection(('127.0.0.1', 18796)); c.settimeout(30)
+                c.sendall(b'a'); assert c.recv(9) == b'a'
+                until(b': open')
+                say(b'\r~V'); until(b'[LogLevel VERBOSE]')
+                say(b'\r~&')
+                if b'[backgrounded]' not in until(b'prompt> '): sys.exit('not said')
+                say(b"echo lo''cal $(jobs | wc -l)\r"); until(b'local 1')
+                c.sendall(b'b'); assert c.recv(9) == b'b'
+                try: socket.create_connection(('127.0.0.1', 18796)); sys.exit('it listens still')
+                except ConnectionRefusedError: pass
+                c.close()
+                say(b"for i in $(seq 300); do kill -0 %1 2>/dev/null || break; sleep 0.1; done; jobs; echo ov''er $i\r")
+                if b'over 300' in until(b'over '): sys.exit('the job stays')
+                say(b'exit 3\r'); end(p, 'exit', [3])
+                print('fine')
+                """#
+        let outcome = try await lab.onClient(
+            ["python3", "-c", script, Deployment.binary]
+        ).finish(timeout: 120)
         #expect(outcome.text == "fine\n", "\(outcome)")
     }
 

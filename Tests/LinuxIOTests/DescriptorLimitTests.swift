@@ -21,6 +21,7 @@ import Testing
         }
         DescriptorLimit.raise()
         #expect(limit().rlim_cur == before.rlim_max)
+        #expect(DescriptorLimit.current == Int(clamping: before.rlim_max))
         let pipe = try Descriptor.pipe()
         let (reading, writing) = pipe.release()
         let child = try ChildProcess(

@@ -224,12 +224,7 @@ import Testing
 
     /// Descriptors that this process may have, raised as far as it goes.
     private static func descriptorLimit() -> Int {
-        var limit = rlimit()
-        let kind = __rlimit_resource_t(RLIMIT_NOFILE.rawValue)
-        getrlimit(kind, &limit)
-        limit.rlim_cur = limit.rlim_max
-        setrlimit(kind, &limit)
-        getrlimit(kind, &limit)
-        return Int(clamping: limit.rlim_cur)
+        DescriptorLimit.raise()
+        return DescriptorLimit.current
     }
 }

@@ -2,6 +2,7 @@
 
 internal import FoundationEssentials
 internal import Glibc
+internal import LinuxIO
 
 /// Files of the workspace over HTTP, for file sync on desktops and for tools. agent.md §5.3. As whoever the agent runs
 /// as, which is who its shells are.
@@ -217,18 +218,16 @@ struct AgentFiles {
             text = text.replacing(Array(edit.search.utf8), with: Array(edit.replace.utf8))
         }
         // Beside it, so that nobody sees half of it.
-        var template = Array("\(path).XXXXXX".utf8CString)
-        let file = mkstemp(&template)
-        guard file >= 0 else { throw Failure(errno, path) }
-        defer { close(file) }
-        let temporary = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        let temporary: PrivateName.File
+        do { temporary = try PrivateName.file("\(path).") } catch { throw Failure(error.code, path) }
+        let file = temporary.descriptor.number
         fchmod(file, status.st_mode & 0o7777)
         // Where it is not ours to give away, it stays ours.
         _ = fchown(file, status.st_uid, status.st_gid)
         let code = text.withUnsafeBytes { Self.write(file, $0) }
-        guard code == 0, rename(temporary, path) == 0 else {
+        guard code == 0, rename(temporary.path, path) == 0 else {
             let reason = code == 0 ? errno : code
-            unlink(temporary)
+            unlink(temporary.path)
             throw Failure(reason, path)
         }
     }

@@ -101,9 +101,7 @@ final class ForwardListener {
 
     /// Makes the socket of ssh-agent in a private directory.
     static func agent(number: UInt64) throws(SystemError) -> ForwardListener {
-        var template = Array("/tmp/coder-ssh-agent.XXXXXX".utf8CString)
-        guard mkdtemp(&template) != nil else { throw SystemError(call: "mkdtemp") }
-        let directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        let directory = try PrivateName.directory("/tmp/coder-ssh-agent.")
         let path = ByteString("\(directory)/agent.\(number)")
         do {
             return ForwardListener(

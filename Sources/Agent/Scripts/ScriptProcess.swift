@@ -135,10 +135,7 @@ package final class ScriptProcess {
     }
 
     private func pollTimeout(_ deadline: UInt64?, hasExited: Bool) -> Int32 {
-        let due = [hasExited ? nil : deadline, killAt].compactMap { $0 }.min()
-        guard let due else { return -1 }
-        let now = Clock.monotonicNanoseconds()
-        return due <= now ? 0 : Int32(clamping: (due - now) / 1_000_000 + 1)
+        Clock.pollTimeout(until: [hasExited ? nil : deadline, killAt].compactMap { $0 }.min())
     }
 
     /// Whether there may be more.

@@ -296,8 +296,6 @@ final class TerminalBody {
         for viewer in viewers where viewer.waitingCount > Self.queueLimit {
             deadline = min(deadline, viewer.movedAt &+ owner.plan.stallNanoseconds)
         }
-        guard deadline != .max else { return -1 }
-        let now = Clock.monotonicNanoseconds()
-        return deadline <= now ? 0 : Int32(clamping: (deadline - now) / 1_000_000 + 1)
+        return Clock.pollTimeout(until: deadline)
     }
 }

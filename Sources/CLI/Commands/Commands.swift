@@ -19,6 +19,7 @@ enum Commands {
                 DeleteCommand.command, ExternalWorkspacesCommand.command, SSHCommand.command,
                 PortForwardCommand.command, OpenCommand.command, CompletionCommand.command,
                 PingCommand.command, SpeedtestCommand.command, NetcheckCommand.command,
+                SupportBundleCommand.command,
                 ConfigSSHCommand.command,
                 ConnectCommand.command, VSCodeSSHCommand.command, GitSSHCommand.command,
                 GitAskpassCommand.command, WireGuardCommand.command, AgentCommand.command,

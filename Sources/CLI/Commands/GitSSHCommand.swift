@@ -74,13 +74,10 @@ enum GitSSHCommand {
     }
 
     private static func writeKey(_ text: String) throws -> String {
-        var template = Array("/tmp/coder-gitssh-XXXXXX".utf8CString)
-        let number = mkstemp(&template)
-        guard number >= 0 else { throw SystemError(call: "mkstemp") }
-        let file = OwnedDescriptor(taking: number)
+        let file = try PrivateName.file("/tmp/coder-gitssh-")
         let content = Array((text.hasSuffix("\n") ? text : text + "\n").utf8)
-        try content.withUnsafeBytes { try Descriptor.writeAll(file.number, $0) }
-        return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        try content.withUnsafeBytes { try Descriptor.writeAll(file.descriptor.number, $0) }
+        return file.path
     }
 
     /// Runs a program with this one's streams, and waits. Signals of the terminal go to both.

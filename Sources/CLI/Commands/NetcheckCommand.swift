@@ -29,6 +29,14 @@ enum NetcheckCommand {
         }
         guard invocation.words.isEmpty else { throw CommandError("a workspace is only used with --record") }
         invocation.console.note("Gathering a network report. This may take a few seconds...")
+        let found = try await gather(client)
+        invocation.console.say(found.json.pretty)
+        for line in found.words { invocation.console.note(line) }
+        return 0
+    }
+
+    /// The report, and the same in sentences.
+    static func gather(_ client: APIClient) async throws -> (json: JSON, words: [String]) {
         let silence = CommandError("no answer from \(client.base.origin) within 10 seconds")
         let connection = try await limited(to: questionLimit, or: silence) {
             try await client.get("workspaceagents/connection")
@@ -41,10 +49,10 @@ enum NetcheckCommand {
         async let router = RouterProbe.run(map)
         let reports = await regionReports(map, connector)
         let found = Probes(stun: await stun, router: await router)
-        let json = report(map, connection["derp_map"], reports, found, connector)
-        invocation.console.say(json.pretty)
-        for line in words(map, reports, found, connector) { invocation.console.note(line) }
-        return 0
+        return (
+            report(map, connection["derp_map"], reports, found, connector),
+            words(map, reports, found, connector)
+        )
     }
 
     /// All regions at once. What is not known in time is left unknown.

@@ -5,8 +5,9 @@ internal import HTTPTransport
 /// `coder open vscode`: an editor on this machine, on a folder of a workspace. cli/commands.md §4.8.
 package enum OpenCommand {
     static let command = Command(
-        name: "open", summary: "Open a workspace in an editor.",
+        name: "open", summary: "Open a workspace in an editor, or an app of it.",
         subcommands: [
+            OpenAppCommand.command,
             Command(
                 name: "vscode", usage: "<workspace> [directory]",
                 summary: "Open a workspace in VS Code Desktop.",
@@ -16,7 +17,7 @@ package enum OpenCommand {
                     CommandOption(
                         "generate-token", env: "CODER_OPEN_VSCODE_GENERATE_TOKEN", .bool,
                         help: "Put a new token into the link, also inside of a workspace.")
-                ], run: vscode)
+                ], run: vscode),
         ])
 
     @Sendable private static func vscode(_ invocation: Invocation) async throws -> Int32 {
@@ -85,7 +86,7 @@ package enum OpenCommand {
     }
 
     /// True when a program took the link.
-    private static func open(_ address: String, _ environment: [String: String]) -> Bool {
+    static func open(_ address: String, _ environment: [String: String]) -> Bool {
         let script = "xdg-open \"$1\" >/dev/null 2>&1 && echo opened"
         return ChildProcess.output(
             of: ["/bin/sh", "-c", script, "sh", address], environment: environment) == "opened\n"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// OpenSSH's escapes at the start of a line: `~.` ends the session, `~^Z` suspends it, `~B` sends a break, `~R` renews
-/// the keys, `~C` takes a command for forwards, `~#` lists forwarded connections, `~?` helps, `~~` sends one tilde.
-/// `~&`, `~V` and `~v` have no meaning here.
+/// the keys, `~C` takes a command for forwards, `~#` lists forwarded connections, `~&` leaves those alone in the
+/// background, `~V` and `~v` change how much is told, `~?` helps, `~~` sends one tilde.
 package struct EscapeFilter {
     package enum Action: Equatable {
         case pass([UInt8])
@@ -16,6 +16,10 @@ package struct EscapeFilter {
         case echo([UInt8])
         case command(String)
         case list
+        /// Give the terminal back, and go on until forwarded connections are over.
+        case background
+        case quieter
+        case louder
         case help
     }
 
@@ -28,6 +32,9 @@ package struct EscapeFilter {
          ~R   - renew the keys of the connection
          ~C   - a command: forward ports, or stop it
          ~#   - list forwarded connections
+         ~&   - go to the background until forwarded connections end
+         ~V   - tell less of what the connection does (LogLevel)
+         ~v   - tell more of it
          ~?   - this message
          ~~   - send the escape character
         (Escapes are only recognized immediately after newline.)
@@ -58,7 +65,7 @@ package struct EscapeFilter {
                     actions.append(action)
                     isLineStart = true
                     if action == .prompt { command = [] }
-                    if action == .disconnect { return actions }
+                    if action == .disconnect || action == .background { return actions }
                     continue
                 }
                 if byte != UInt8(ascii: "~") { plain.append(UInt8(ascii: "~")) }
@@ -105,6 +112,9 @@ package struct EscapeFilter {
         case UInt8(ascii: "R"): .rekey
         case UInt8(ascii: "C"): .prompt
         case UInt8(ascii: "#"): .list
+        case UInt8(ascii: "&"): .background
+        case UInt8(ascii: "V"): .quieter
+        case UInt8(ascii: "v"): .louder
         case UInt8(ascii: "?"): .help
         default: nil
         }

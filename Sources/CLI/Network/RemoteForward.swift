@@ -57,6 +57,14 @@ package struct RemoteForward: Hashable, Sendable {
         }
     }
 
+    /// What ends it.
+    var cancelRequest: GlobalRequest {
+        switch listener {
+        case .port(let port): .cancelTCPIPForward(host: "127.0.0.1", port: UInt32(port))
+        case .socket(let path): .cancelStreamLocalForward(path: ByteString(path))
+        }
+    }
+
     /// For people.
     package var description: String {
         switch (listener, target) {

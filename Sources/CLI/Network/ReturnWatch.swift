@@ -4,10 +4,9 @@ internal import HTTPTransport
 internal import Synchronization
 internal import Tailnet
 
-/// While the path to an agent is lost, asks the server now and then whether there is still something to wait for: an
-/// agent that was stopped, deleted or built anew does not come back, however patient its streams are. One per stream;
-/// any task may use it.
-package final class ReturnWatch: Sendable {
+/// While the path to an agent is lost, asks the server now and then whether there is still something to wait for
+/// (`WorkspaceEnd`). One per stream; any task may use it.
+final class ReturnWatch: Sendable {
     private struct State {
         var stream: AgentStream?
         var task: Task<Void, Never>?
@@ -73,28 +72,11 @@ package final class ReturnWatch: Sendable {
     private func verdict() async -> String? {
         do {
             let answer = try await client.raw("GET", "workspaces/\(workspace.id)")
-            return Self.verdict(
-                answer.status, try JSON.parse(answer.body), sessionBuild: workspace.build["id"].text)
+            let end = WorkspaceEnd(
+                status: answer.status, answer.body, since: workspace.build["id"].text, when: .done)
+            return end.map { "the workspace \($0.words)" }
         } catch {
-            return nil  // the server is out of reach too, or a proxy answers for it: nothing is known
+            return nil  // the server is out of reach too: nothing is known
         }
-    }
-
-    /// What an answer about a workspace means for a session that began with this build; nil: it may come back. A
-    /// workspace that is stopping is none of these: its agent ends the session when it is ready to.
-    package static func verdict(_ status: Int, _ workspace: JSON, sessionBuild: String) -> String? {
-        switch status {
-        case 404 where workspace["message"].string != nil, 410: return "the workspace was deleted"
-        case 200: break
-        default: return nil
-        }
-        let build = workspace["latest_build"]
-        switch build["status"].text {
-        case "stopped": return "the workspace was stopped"
-        case "deleted": return "the workspace was deleted"
-        default: break
-        }
-        let isAnother = build["transition"].text == "start" && build["id"].text != sessionBuild
-        return isAnother ? "the workspace was started anew" : nil
     }
 }

@@ -106,9 +106,15 @@ extension SSHSession {
         guard let index = forwards.firstIndex(where: { $0.listener == .port(port) }) else {
             throw CommandError("There is no such forward.")
         }
-        let request = GlobalRequest.cancelTCPIPForward(host: "127.0.0.1", port: UInt32(port))
-        guard connection.requestGlobal(request) else { throw CommandError("too many requests wait") }
-        askedForwards.append(.init(forward: forwards.remove(at: index), isVital: false, isCancel: true))
+        guard stop(forwards[index]) else { throw CommandError("too many requests wait") }
+        forwards.remove(at: index)
+    }
+
+    /// Asks the workspace to listen no more. False: it cannot be asked now.
+    mutating func stop(_ forward: RemoteForward) -> Bool {
+        guard connection.requestGlobal(forward.cancelRequest) else { return false }
+        askedForwards.append(.init(forward: forward, isVital: false, isCancel: true))
+        return true
     }
 
     /// Opens a channel for each connection that waits.
@@ -116,7 +122,7 @@ extension SSHSession {
         while let accepted = StreamSocket.accept(listener.number) {
             // Refused by a limit: the connection is closed here.
             guard let id = connection.openChannel(listener.channel) else { return }
-            relays[id] = ClientRelay(id, accepted.take())
+            relays.add(ClientRelay(id, accepted.take()))
         }
     }
 }

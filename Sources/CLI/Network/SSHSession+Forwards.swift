@@ -23,7 +23,7 @@ extension SSHSession {
         guard !askedForwards.isEmpty else { return }
         let asked = askedForwards.removeFirst()
         var forward = asked.forward
-        if asked.isCancel { return tell("Canceled.\n") }
+        if asked.isCancel { return isInBackground ? () : tell("Canceled.\n") }
         guard success || asked.isVital else {
             return tell("The workspace cannot forward \(forward.description).\n")
         }
@@ -45,7 +45,7 @@ extension SSHSession {
                 let socket = try? StreamSocket.connect(toPath: Array(path.utf8))
             else { return connection.refuse(id, .connectFailed, message: "no agent") }
             connection.accept(id)
-            relays[id] = ClientRelay(id, consume socket)
+            relays.add(ClientRelay(id, consume socket))
         case .forwardedTCPIP(_, let port, _, _): connect(id) { $0 == .port(UInt16(clamping: port)) }
         case .forwardedStreamLocal(let path): connect(id) { $0 == .socket(path.description) }
         default: connection.refuse(id, .administrativelyProhibited)
@@ -56,16 +56,12 @@ extension SSHSession {
         guard let forward = forwards.first(where: { matches($0.listener) }) else {
             return connection.refuse(id, .administrativelyProhibited, message: "not asked for")
         }
-        relays[id] = ClientRelay(id, ForwardDial(forward.target, wakeUp: wakeUp))
-    }
-
-    mutating func settleRelays() {
-        for (id, relay) in relays where !relay.settle(&connection) { relays[id] = nil }
+        relays.add(ClientRelay(id, ForwardDial(forward.target, wakeUp: wakeUp)))
     }
 
     /// For `~#`.
     var relayList: String {
-        let lines = relays.keys.map { "  #\($0) forwarded connection" }.sorted()
+        let lines = relays.channels.map { "  #\($0) forwarded connection" }
         return "The following connections are open:\n" + (["  session"] + lines).joined(separator: "\n")
             + "\n"
     }

@@ -50,6 +50,9 @@ extension SSHSession {
             case .command(let line): run(line)
             case .help: tell(EscapeFilter.helpText)
             case .list: tell(relayList)
+            case .background: return goToBackground(channel)
+            case .quieter: setLogLevel(logLevel.quieter, "V")
+            case .louder: setLogLevel(logLevel.louder, "v")
             case .suspend: suspend()
             }
         }
@@ -83,11 +86,12 @@ extension SSHSession {
 
     mutating func handleSignals() {
         while let signal = signals.next() {
-            guard signal == SIGWINCH else {
-                stop(signal)
-                continue
+            switch signal {
+            case SIGWINCH: resize()
+            // The terminal that it was started from is closed, and is nobody's that it works for.
+            case SIGHUP where isInBackground: continue
+            default: stop(signal)
             }
-            resize()
         }
     }
 

@@ -51,7 +51,7 @@ struct SSHSession: ~Copyable {
     /// 2 s for a reader to take what is left of a session that was lost or refused.
     private static let lastWordsNanoseconds: UInt64 = 2_000_000_000
 
-    private let socket: OwnedDescriptor
+    let socket: OwnedDescriptor
     let request: SSHSessionRequest
     let signals: SignalWatch
     var connection: ClientConnection
@@ -69,6 +69,9 @@ struct SSHSession: ~Copyable {
     private var endedAt: UInt64 = 0
     /// A signal or the user ends it, whether or not anybody takes the output.
     var isStopped = false
+    /// The terminal was given back: what is left is to serve the relays.
+    var isInBackground = false
+    var logLevel = SessionLogLevel.info
     /// What was typed and has not been sent.
     var typed: [UInt8] = []
     private var scanner = TerminalScanner()
@@ -76,7 +79,7 @@ struct SSHSession: ~Copyable {
     private var isChannelClosed = false
     var toldSize: WindowSize?
     /// Channels that the workspace opened.
-    var relays: [ChannelID: ClientRelay] = [:]
+    var relays = ClientRelays()
     /// Forwards whose answer is awaited, oldest first; and those that work, by the port that the workspace chose.
     var askedForwards: [AskedForward] = []
     var forwards: [RemoteForward] = []
@@ -155,7 +158,7 @@ struct SSHSession: ~Copyable {
 
     private mutating func finish() {
         connection.disconnect()
-        flushSocket()
+        _ = connection.writeSocket(socket.number)
         raw?.restore()
         output.restore()
         error.restore()
@@ -176,16 +179,18 @@ struct SSHSession: ~Copyable {
     private mutating func step() throws {
         try connection.handleTimeout(nowNanoseconds: Clock.monotonicNanoseconds())
         while let event = try connection.nextEvent() { handle(event) }
-        settleRelays()
+        relays.settle(&connection)
         sendTyped()
         drawNotice()
-        flushSocket()
-        if isChannelClosed, end == nil {
+        _ = connection.writeSocket(socket.number)
+        if isChannelClosed, end == nil, !isInBackground || relays.isEmpty {
             end = status.map { .exited($0) } ?? .lost("the session was closed without an exit status")
         }
     }
 
     private mutating func handle(_ event: SSHEvent) {
+        log(event)
+        if relays.handle(event, &connection) { return }
         switch event {
         case .authenticated:
             channel = connection.earlySession ?? connection.openChannel(.session)
@@ -193,14 +198,9 @@ struct SSHSession: ~Copyable {
         case .opened(let id): if id == channel { begin(id) }
         case .openFailed(let id, _, let message) where id == channel:
             end = .refused(message.isEmpty ? "the workspace refused the session" : Table.clean(message))
-        case .openFailed(let id, _, _): relays[id] = nil
-        case .data(let id, let stream, _):
-            if let relay = relays[id] {
-                relay.received(connection.withData { Array($0) }, &connection)
-            } else {
-                receive(id, stream)
-            }
-        case .endOfData(let id): relays[id]?.endOfData(&connection)
+        case .openFailed(let id, _, _): relays.remove(id)
+        case .data(let id, let stream, _) where id == channel: receive(id, stream)
+        case .data(let id, _, let count): connection.consumed(id, count)
         case .request(let id, .exitStatus(let code), _):
             status = Int32(truncatingIfNeeded: code)
             if id == channel { flushInput() }
@@ -209,7 +209,7 @@ struct SSHSession: ~Copyable {
             end = .refused("the workspace cannot run the command")
         case .reply(_, success: true): isRunning = true
         case .closed(let id):
-            if id == channel { isChannelClosed = true } else { relays[id] = nil }
+            if id == channel { isChannelClosed = true }
         case .channelRequested(let id, let type): open(id, type)
         case .globalReply(let success, let port): forwardAnswered(success, port)
         default: break
@@ -287,22 +287,15 @@ struct SSHSession: ~Copyable {
 
     private mutating func wait() throws {
         var polls = [
-            pollfd(fd: socket.number, events: 0, revents: 0),
+            connection.socketPoll(socket.number),
             pollfd(fd: signals.number, events: Int16(POLLIN), revents: 0),
             pollfd(fd: wantsInput ? request.input : -1, events: Int16(POLLIN), revents: 0),
             pollfd(fd: output.isEmpty ? -1 : output.number, events: Int16(POLLOUT), revents: 0),
             pollfd(fd: error.isEmpty ? -1 : error.number, events: Int16(POLLOUT), revents: 0),
             pollfd(fd: wakeUp.number, events: Int16(POLLIN), revents: 0),
         ]
-        if connection.wantsInput { polls[0].events |= Int16(POLLIN) }
-        if connection.outgoingCount > 0 { polls[0].events |= Int16(POLLOUT) }
-        let behind = Array(relays.values)
-        for relay in behind {
-            let events = relay.events(connection)
-            polls.append(
-                pollfd(fd: events == 0 ? -1 : relay.number ?? -1, events: events, revents: 0))
-        }
-        let listeners = listeners
+        let behind = relays.waiting(connection), listeners = listeners
+        polls += behind.polls
         polls += listeners.map { pollfd(fd: $0.number, events: Int16(POLLIN), revents: 0) }
         let count = poll(&polls, nfds_t(polls.count), timeout())
         guard count >= 0 || errno == EINTR else { throw SystemError(call: "poll") }
@@ -313,10 +306,8 @@ struct SSHSession: ~Copyable {
         if polls[3].revents != 0 { output.flush() }
         if polls[4].revents != 0 { error.flush() }
         if let channel, polls[3].revents != 0 || polls[4].revents != 0 { release(channel) }
-        if output.isBroken || error.isBroken, end == nil { end = .stopped(signal: SIGPIPE) }
-        for (index, relay) in behind.enumerated() where polls[6 + index].revents != 0 {
-            if !relay.ready(&connection) { relays[relay.channel] = nil }
-        }
+        if output.isBroken || error.isBroken, end == nil, !isInBackground { end = .stopped(signal: SIGPIPE) }
+        relays.ready(behind.relays, polls[6...], &connection)
         for (listener, poll) in zip(listeners, polls.suffix(listeners.count)) where poll.revents != 0 {
             accept(listener)
         }
@@ -328,39 +319,20 @@ struct SSHSession: ~Copyable {
             connection.nextDeadlineNanoseconds, leavingDeadline(end),
             raw == nil ? nil : request.notice?.deadline(isSafe: isNoticeSafe),
         ]
-        guard let deadline = deadlines.compactMap({ $0 }).min() else { return -1 }
-        let now = Clock.monotonicNanoseconds()
-        return deadline <= now ? 0 : Int32(clamping: (deadline - now) / 1_000_000 + 1)
+        return Clock.pollTimeout(until: deadlines.compactMap({ $0 }).min())
     }
 
     private mutating func readSocket() throws {
-        let number = socket.number
-        // A few reads per turn: enough for speed, few enough to keep the terminal alive.
-        for _ in 0..<8 {
-            guard connection.wantsInput else { return }
-            let count = connection.receive(upTo: 65_536) { recv(number, $0.baseAddress, $0.count, 0) }
-            if count > 0 { continue }
-            if count < 0, errno == EAGAIN || errno == EINTR { return }
-            // What came before the end may hold the exit status.
-            while let event = try connection.nextEvent() { handle(event) }
-            if isChannelClosed || status != nil {
-                isChannelClosed = true
-                return
-            }
-            throw SessionLost()
-        }
+        guard !connection.readSocket(socket.number) else { return }
+        // What came before the end may hold the exit status.
+        while let event = try connection.nextEvent() { handle(event) }
+        guard isChannelClosed || status != nil else { throw SessionLost() }
+        isChannelClosed = true
+        // Nor will the relays hear anything any more.
+        relays = ClientRelays()
     }
 
     private struct SessionLost: Error, CustomStringConvertible {
         var description: String { "the workspace closed it" }
-    }
-
-    private mutating func flushSocket() {
-        while connection.outgoingCount > 0 {
-            let bytes = connection.outgoing
-            let count = send(socket.number, bytes.baseAddress, bytes.count, Int32(MSG_NOSIGNAL))
-            guard count > 0 else { return }
-            connection.consumeOutgoing(count)
-        }
     }
 }

@@ -124,7 +124,8 @@ private struct SocketTunnelLoop: ~Copyable {
     private let tunnel: SocketTunnel
     private var connection: ClientConnection
     private var isReady = false
-    private var relays: [ChannelID: ClientRelay] = [:]
+    private var relays = ClientRelays()
+    /// Of channels that are not open yet.
     private var paths: [ChannelID: String] = [:]
 
     init(_ socket: consuming OwnedDescriptor, _ tunnel: SocketTunnel, isResumable: Bool) {
@@ -142,14 +143,12 @@ private struct SocketTunnelLoop: ~Copyable {
                 try connection.handleTimeout(nowNanoseconds: Clock.monotonicNanoseconds())
                 while let event = try connection.nextEvent() { handle(event) }
                 if isReady { openChannels() }
-                for (id, relay) in relays where paths[id] == nil && !relay.settle(&connection) {
-                    relays[id] = nil
-                }
-                try flush()
+                relays.settle(&connection)
+                guard connection.writeSocket(socket.number) else { throw TunnelLost() }
                 try wait()
             }
             connection.disconnect()
-            try flush()
+            _ = connection.writeSocket(socket.number)
             return nil
         } catch let error as TunnelLost {
             return error.description
@@ -174,74 +173,40 @@ private struct SocketTunnelLoop: ~Copyable {
             } catch {
                 tunnel.failed(call.path, "\(error)")
             }
-            relays[id] = ClientRelay(id, OwnedDescriptor(taking: call.number))
+            relays.add(ClientRelay(id, OwnedDescriptor(taking: call.number)))
             paths[id] = call.path
         }
     }
 
     private mutating func handle(_ event: SSHEvent) {
+        if relays.handle(event, &connection) { return }
         switch event {
         case .authenticated: isReady = true
         case .opened(let id): paths[id] = nil
         case .openFailed(let id, _, let message):
             tunnel.failed(paths.removeValue(forKey: id) ?? "", Table.clean(message))
-            relays[id] = nil
-        case .data(let id, _, let count):
-            guard let relay = relays[id] else { return connection.consumed(id, count) }
-            relay.received(connection.withData { Array($0) }, &connection)
-        case .endOfData(let id): relays[id]?.endOfData(&connection)
-        case .closed(let id): relays[id] = nil
+            relays.remove(id)
+        case .data(let id, _, let count): connection.consumed(id, count)
         case .channelRequested(let id, _): connection.refuse(id, .administrativelyProhibited)
         default: break
         }
     }
 
     private mutating func wait() throws {
+        let behind = relays.waiting(connection)
         var polls = [
-            pollfd(fd: socket.number, events: 0, revents: 0),
+            connection.socketPoll(socket.number),
             pollfd(fd: tunnel.wakeUp.number, events: Int16(POLLIN), revents: 0),
         ]
-        if connection.wantsInput { polls[0].events |= Int16(POLLIN) }
-        if connection.outgoingCount > 0 { polls[0].events |= Int16(POLLOUT) }
-        let behind = relays.values.filter { paths[$0.channel] == nil }
-        for relay in behind {
-            let events = relay.events(connection)
-            polls.append(pollfd(fd: events == 0 ? -1 : relay.number ?? -1, events: events, revents: 0))
-        }
-        var timeout: Int32 = -1
-        if let deadline = connection.nextDeadlineNanoseconds {
-            let now = Clock.monotonicNanoseconds()
-            timeout = deadline <= now ? 0 : Int32(clamping: (deadline - now) / 1_000_000 + 1)
-        }
+        polls += behind.polls
+        let timeout = Clock.pollTimeout(until: connection.nextDeadlineNanoseconds)
         let count = poll(&polls, nfds_t(polls.count), timeout)
         guard count >= 0 || errno == EINTR else { throw SystemError(call: "poll") }
         guard count > 0 else { return }
         if polls[1].revents != 0 { tunnel.wakeUp.drain() }
-        for (index, relay) in behind.enumerated() where polls[2 + index].revents != 0 {
-            if !relay.ready(&connection) { relays[relay.channel] = nil }
-        }
-        if polls[0].revents != 0 { try readSocket() }
-    }
-
-    private mutating func readSocket() throws {
-        let number = socket.number
-        for _ in 0..<8 {
-            guard connection.wantsInput else { return }
-            let count = connection.receive(upTo: 65_536) { recv(number, $0.baseAddress, $0.count, 0) }
-            if count > 0 { continue }
-            if count < 0, errno == EAGAIN || errno == EINTR { return }
-            while let event = try connection.nextEvent() { handle(event) }
-            throw TunnelLost()
-        }
-    }
-
-    private mutating func flush() throws {
-        while connection.outgoingCount > 0 {
-            let bytes = connection.outgoing
-            let count = send(socket.number, bytes.baseAddress, bytes.count, Int32(MSG_NOSIGNAL))
-            if count < 0, errno != EAGAIN, errno != EINTR { throw TunnelLost() }
-            guard count > 0 else { return }
-            connection.consumeOutgoing(count)
-        }
+        relays.ready(behind.relays, polls[2...], &connection)
+        guard polls[0].revents != 0, !connection.readSocket(socket.number) else { return }
+        while let event = try connection.nextEvent() { handle(event) }
+        throw TunnelLost()
     }
 }

@@ -46,6 +46,10 @@ int clinux_connect_outcome(int socket);
 // Non-blocking listeners.
 int clinux_tcp_listen(const struct clinux_address *address, int both_families);
 int clinux_unix_listen(const char *path);
+// A new file for its owner alone, close-on-exec, whose name replaces the template; -errno on failure.
+int clinux_private_file(char *path_template);
+// A timer of the kernel that continues this process (SIGCONT) after so long, also while it is stopped; -errno on failure.
+int clinux_continue_later(int milliseconds);
 // Accepts a non-blocking connection; the peer's address, where it has one, goes to `peer`.
 int clinux_accept(int listener, struct clinux_address *peer);
 // Writes a line to the system's log.

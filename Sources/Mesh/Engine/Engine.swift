@@ -75,6 +75,7 @@ struct Engine: ~Copyable {
     var hasMoreOutput = false
     /// Bytes moved between descriptors and the stack since the start.
     var movedBytes = 0
+    var shortWaits = ShortWaits()
     /// A relay takes too little, and all traffic goes there.
     var isRelayFull = false
     /// Relay connections that were not read to the end.
@@ -144,8 +145,10 @@ struct Engine: ~Copyable {
     /// Runs until told to stop.
     mutating func run() {
         begin()
+        var movedBefore = movedBytes
         while isRunning {
-            let count = wait()
+            let count = wait(movedBytes: movedBytes - movedBefore)
+            movedBefore = movedBytes
             let before = now
             now = Instant(nanoseconds: Clock.monotonicNanoseconds())
             if now.since(before) > .seconds(1) { checkSleep() }
@@ -159,19 +162,6 @@ struct Engine: ~Copyable {
             drain()
         }
         end()
-    }
-
-    private func wait() -> Int {
-        var timeout: UInt64? = 0
-        if readyStreams.isEmpty, bulkStreams.isEmpty, !hasMoreOutput, unreadRelays == 0 {
-            let deadline = nextDeadline
-            timeout = deadline == .never ? nil : deadline.since(now).nanoseconds
-        }
-        do {
-            return try epoll.wait(timeoutNanoseconds: timeout, into: events)
-        } catch {
-            preconditionFailure("epoll of the engine: \(error)")  // only a closed descriptor can cause this
-        }
     }
 
     private mutating func begin() {

@@ -357,8 +357,6 @@ final class ResumeBody {
             let limit = stream.isDrained ? owner.patience.drained : owner.patience.withoutCarrier
             deadline = min(deadline, detachedAt &+ limit)
         }
-        guard deadline != .max else { return -1 }
-        let now = Clock.monotonicNanoseconds()
-        return deadline <= now ? 0 : Int32(clamping: (deadline - now) / 1_000_000 + 1)
+        return Clock.pollTimeout(until: deadline)
     }
 }
