@@ -182,7 +182,7 @@ extension Engine {
     /// The stack has datagrams from peers.
     mutating func receiveDatagrams() {
         while let header = unsafe stack.readDatagram(into: scratch.bytes) {
-            let count = min(header.length, scratch.bytes.count)
+            let count = unsafe min(header.length, scratch.bytes.count)
             let slot = flows.slot(header.local, header.remote) ?? acceptFlow(header)
             guard let slot, count > 0 || flows[slot].keepsEmpty || flows[slot].number < 0 else { continue }
             flows[slot].lastUse = now
