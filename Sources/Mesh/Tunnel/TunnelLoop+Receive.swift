@@ -72,6 +72,7 @@ extension TunnelLoop {
             unsafe coalescer.finish(index, virtio: virtio) { start, length in
                 unsafe parts.append(start, length)
                 pieces += 1
+                counters.deviceBytes &+= UInt64(length)
             }
             counters.deviceWrites &+= 1
             counters.deviceWrittenPackets &+= UInt64(pieces)

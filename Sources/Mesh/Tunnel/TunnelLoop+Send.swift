@@ -29,6 +29,7 @@ extension TunnelLoop {
             if burst.used >= Self.sendBytes { flush() }
         }
         counters.deviceReads &+= UInt64(reads)
+        counters.deviceBytes &+= UInt64(bytes)
     }
 
     /// One read of the device.

@@ -15,6 +15,8 @@ package struct TunnelLoop: ~Copyable {
         /// Writes to the device, and the packets that they stood for.
         package var deviceWrites: UInt64 = 0
         package var deviceWrittenPackets: UInt64 = 0
+        /// Bytes of both, headers included.
+        package var deviceBytes: UInt64 = 0
         /// Writes that the device refused.
         package var deviceRefused: UInt64 = 0
         /// Packets from the device that are malformed, belong to no peer, or to one without end point.
@@ -192,7 +194,7 @@ package struct TunnelLoop: ~Copyable {
 
     private mutating func takeTurns() {
         let niceness = turnPolicy.next(
-            packets: counters.devicePackets &+ counters.deviceWrittenPackets,
+            bytes: counters.deviceBytes,
             calls: counters.deviceReads &+ counters.deviceWrites)
         guard let niceness else { return }
         DedicatedThread.takeShortTurns(nanoseconds: Self.turnNanoseconds, nice: niceness)

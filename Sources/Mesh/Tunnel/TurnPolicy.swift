@@ -11,22 +11,22 @@ struct TurnPolicy {
     static let bulkNiceness: Int32 = -13
     /// Turns between two looks.
     private static let period: UInt64 = 64
-    /// Packets per call of the kernel from which traffic counts as bulk.
-    private static let bulkPackets: UInt64 = 8
+    /// Bytes per call of the kernel from which traffic counts as bulk: more than as many small datagrams as it joins.
+    private static let bulkBytes: UInt64 = 8 << 10
 
     private var turns: UInt64 = 0
-    private var lastPackets: UInt64 = 0
+    private var lastBytes: UInt64 = 0
     private var lastCalls: UInt64 = 0
     /// Whether super-packets are what is carried at the moment.
     private(set) var isBulk = false
 
-    /// To be called once a turn with the packets moved so far and the calls of the device that moved them. The
+    /// To be called once a turn with the bytes moved so far and the calls of the device that moved them. The
     /// niceness to ask for, when it changes.
-    mutating func next(packets: UInt64, calls: UInt64) -> Int32? {
+    mutating func next(bytes: UInt64, calls: UInt64) -> Int32? {
         turns &+= 1
         guard turns % Self.period == 0 else { return nil }
-        let carriesBulk = packets &- lastPackets > Self.bulkPackets &* (calls &- lastCalls)
-        lastPackets = packets
+        let carriesBulk = bytes &- lastBytes > Self.bulkBytes &* (calls &- lastCalls)
+        lastBytes = bytes
         lastCalls = calls
         guard carriesBulk != isBulk else { return nil }
         isBulk = carriesBulk
