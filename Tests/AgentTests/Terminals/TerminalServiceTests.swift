@@ -39,11 +39,15 @@ import Testing
         /// Reads until `text` is there, up to 15 seconds.
         func sees(_ text: String) -> Bool {
             let deadline = Clock.monotonicNanoseconds() + 15_000_000_000
+            let wanted = Array(text.utf8)
+            // Each byte is looked at once, also when megabytes come before the text.
+            var start = 0
             while Clock.monotonicNanoseconds() < deadline {
-                if let range = seen.firstRange(of: Array(text.utf8)) {
+                if let range = seen[start...].firstRange(of: wanted) {
                     seen.removeFirst(range.upperBound)
                     return true
                 }
+                start = max(0, seen.count - wanted.count + 1)
                 guard readOnce() else { return false }
             }
             return false
