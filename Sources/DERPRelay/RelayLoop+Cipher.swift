@@ -89,7 +89,7 @@ extension RelayLoop {
         let count = client.sealed.withUnsafeBytes {
             Glibc.send(client.descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
         }
-        if count < 0, errno != EAGAIN, errno != EINTR, errno != ENOBUFS {
+        if count < 0, !Self.isFull(errno) {
             close(client)
             return false
         }
@@ -134,7 +134,7 @@ extension RelayLoop {
         let count = sealedOutput.withUnsafeBytes {
             Glibc.send(client.descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
         }
-        if count < 0, errno != EAGAIN, errno != EINTR, errno != ENOBUFS { return false }
+        if count < 0, !Self.isFull(errno) { return false }
         keepSealed(client, from: max(0, count))
         return true
     }

@@ -182,7 +182,7 @@ extension RelayLoop {
         var start = ready.start
         if isLast || ready.end - ready.start >= Self.directBytes, !target.hasOutput, !target.isBlocked {
             let count = send(target, UnsafeRawBufferPointer(rebasing: buffer[start..<ready.end]))
-            if count < 0, errno != EAGAIN, errno != EINTR, errno != ENOBUFS {
+            if count < 0, !Self.isFull(errno) {
                 counters.droppedWriteError += ready.frames
                 close(target)
                 return

@@ -97,6 +97,9 @@ extension RelayLoop {
 
     // MARK: Writing
 
+    /// Whether a send that failed so may be tried again: nothing is broken.
+    static func isFull(_ code: Int32) -> Bool { code == EAGAIN || code == EINTR || code == ENOBUFS }
+
     /// Offers everything that waits to the kernel: the rest of a begun frame, own frames, discovery, then the
     /// senders in turn.
     func flush(_ client: RelayClient) {
@@ -155,7 +158,7 @@ extension RelayLoop {
                     return send(client, UnsafeMutableBufferPointer(rebasing: vectors[..<count]))
                 }
             }.orElse { [self] in
-                if errno == EAGAIN || errno == EINTR || errno == ENOBUFS { return 0 }
+                if Self.isFull(errno) { return 0 }
                 close(client)
                 return -1
             }.then { [self] written in

@@ -80,6 +80,16 @@ public struct Epoll: ~Copyable {
         return max(0, Int(count))
     }
 
+    /// Waits like `wait(timeoutNanoseconds:into:)`, for the thread that owns the set. Only a closed descriptor makes
+    /// that fail: a fault of this program, which ends it.
+    public func next(timeoutNanoseconds: UInt64?, into events: borrowing EpollEvents) -> Int {
+        do {
+            return try wait(timeoutNanoseconds: timeoutNanoseconds, into: events)
+        } catch {
+            preconditionFailure("\(error)")
+        }
+    }
+
     private func control(
         _ operation: Int32, _ number: Int32, _ interest: Interest, _ token: UInt64
     ) throws(SystemError) {

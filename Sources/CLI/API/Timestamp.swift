@@ -98,7 +98,8 @@ package struct Timestamp: Sendable, Comparable {
             + "-\(two(parts.tm_hour))\(two(parts.tm_min))\(two(parts.tm_sec))"
     }
 
-    private func broken(isLocal: Bool) -> tm {
+    /// Year, month and so on, in UTC or as people here count.
+    func broken(isLocal: Bool) -> tm {
         var time = time_t(seconds.rounded(.down))
         var parts = tm()
         if isLocal {

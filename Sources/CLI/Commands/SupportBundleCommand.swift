@@ -97,9 +97,7 @@ enum SupportBundleCommand {
             "Gathering what this machine's network is like. This may take a few seconds...")
         try await bundle.addNetwork()
         bundle.addNotes()
-        var seconds = time_t(Timestamp.now.seconds)
-        var now = tm()
-        localtime_r(&seconds, &now)
+        let now = Timestamp.now.broken(isLocal: true)
         var zip = ZipWriter(
             stamp: ZipWriter.Stamp(
                 year: Int(now.tm_year) + 1900, month: Int(now.tm_mon) + 1, day: Int(now.tm_mday),

@@ -48,10 +48,6 @@ extension Engine {
     }
 
     private func poll(nanoseconds: UInt64?) -> Int {
-        do {
-            return try epoll.wait(timeoutNanoseconds: nanoseconds, into: events)
-        } catch {
-            preconditionFailure("epoll of the engine: \(error)")  // only a closed descriptor can cause this
-        }
+        epoll.next(timeoutNanoseconds: nanoseconds, into: events)
     }
 }

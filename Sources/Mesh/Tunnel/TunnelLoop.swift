@@ -175,21 +175,14 @@ package struct TunnelLoop: ~Copyable {
         if turnPolicy.isBulk {
             let end = Clock.monotonicNanoseconds() + Self.lookNanoseconds
             repeat {
-                let count = poll(nanoseconds: 0)
+                let count = epoll.next(timeoutNanoseconds: 0, into: events)
                 if count > 0 { return count }
                 DedicatedThread.yield()
             } while Clock.monotonicNanoseconds() < end
         }
         let deadline = device.nextDeadline
-        return poll(nanoseconds: deadline == .never ? nil : deadline.since(now).nanoseconds)
-    }
-
-    private func poll(nanoseconds: UInt64?) -> Int {
-        do {
-            return try epoll.wait(timeoutNanoseconds: nanoseconds, into: events)
-        } catch {
-            preconditionFailure("epoll of the tunnel: \(error)")  // only a closed descriptor can cause this
-        }
+        let timeout = deadline == .never ? nil : deadline.since(now).nanoseconds
+        return epoll.next(timeoutNanoseconds: timeout, into: events)
     }
 
     private mutating func takeTurns() {
